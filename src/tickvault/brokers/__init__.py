@@ -1,0 +1,1 @@
+"""Brokers whose feeds tickvault can record."""

@@ -1,0 +1,1 @@
+"""The Upstox market data feed, V3."""

@@ -1,0 +1,1 @@
+"""The feed's protobuf messages (generated; `make proto`)."""

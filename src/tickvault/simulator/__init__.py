@@ -1,0 +1,1 @@
+"""A server that speaks the Upstox V3 protocol, for demonstrations and tests."""

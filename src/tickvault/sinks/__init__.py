@@ -1,0 +1,1 @@
+"""Stores that tickvault delivers to."""

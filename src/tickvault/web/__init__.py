@@ -1,0 +1,1 @@
+"""What a running recorder shows over HTTP."""
