@@ -24,6 +24,7 @@ __all__ = [
     "Definition",
     "Event",
     "Frame",
+    "Gap",
     "Inbox",
     "Mode",
     "Rejected",
@@ -214,6 +215,25 @@ class Definition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """An interval in which something was not recorded.
+
+    Attributes:
+        scope: recorder, connection, segment or instrument; `subject` says which.
+        opened_ns: UTC wall clock in ns; `closed_ns` None while it lasts.
+        planned: somebody meant it to be.
+    """
+
+    scope: str
+    subject: str
+    opened_ns: int
+    closed_ns: int | None
+    reason: str
+    planned: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
     """A piece of a frame that yields no row, or a row that a store refused.
 
@@ -240,7 +260,8 @@ class Batch:
         hi: last sequence number covered, whether or not it yields rows.
         tables: every name of TABLES → a table of exactly that schema.
         definitions: instrument key → definition in force; one set for the whole batch.
-        times: (first, last) `currentTs`-based time of the rows in ns; None without rows.
+        rejected: pieces of the frames that yield no row; delivery makes dead letters of them.
+        days: IST dates of the frames, each with its frames' seqs; empty without a decodable frame.
     """
 
     recorder_id: str
@@ -249,6 +270,7 @@ class Batch:
     tables: Mapping[str, pa.Table]
     definitions: Mapping[str, Definition]
     rejected: tuple[Rejected, ...] = ()
+    days: tuple[tuple[dt.date, tuple[int, ...]], ...] = ()
 
     @property
     def rows(self) -> int:

@@ -1,0 +1,96 @@
+"""Journal chunks to batches: one decoder and one set of look-ups, for sinks and for queries alike. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+
+from tickvault.brokers.upstox.wire import decode, instrument_rows, last_versions
+from tickvault.model import SCHEMAS, TABLES, Batch, Gap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tickvault.journal import Chunk
+    from tickvault.ledger import Ledger
+
+__all__ = ["IST", "gap_rows", "joined", "to_batch"]
+
+IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30), "IST")
+
+
+def to_batch(chunk: Chunk, *, recorder_id: str, ledger: Ledger) -> Batch:
+    """Decode a chunk.
+
+    Args:
+        chunk: entries under one set of definitions.
+        recorder_id: of the journal.
+        ledger: the gap ledger up to the chunk; it is folded on.
+    """
+    decoded = decode(chunk.frames, recorder_id=recorder_id, definitions=chunk.definitions)
+    closed = [gap for event in chunk.events for gap in ledger.apply(event) if gap.closed_ns is not None]
+    tables = {**decoded.tables, "gaps": gap_rows(closed)}
+    if chunk.changed:
+        tables["instruments"] = instrument_rows(chunk.lo, chunk.changed)
+    return Batch(
+        recorder_id=recorder_id,
+        lo=chunk.lo,
+        hi=chunk.hi,
+        tables=tables,
+        definitions=chunk.definitions,
+        rejected=decoded.rejected,
+        days=_all_days(chunk, decoded.days),
+    )
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Join batches that follow one another under one set of definitions."""
+    if len(batches) == 1:
+        return batches[0]
+    tables = {name: pa.concat_tables([batch.tables[name] for batch in batches]) for name in TABLES}
+    days: dict[dt.date, tuple[int, ...]] = {}
+    for batch in batches:
+        for day, seqs in batch.days:
+            days[day] = days.get(day, ()) + seqs
+    return Batch(
+        recorder_id=batches[0].recorder_id,
+        lo=batches[0].lo,
+        hi=batches[-1].hi,
+        tables={**tables, "candles": last_versions(tables["candles"])},
+        definitions=batches[-1].definitions,
+        rejected=tuple(one for batch in batches for one in batch.rejected),
+        days=tuple(days.items()),
+    )
+
+
+def gap_rows(gaps: Iterable[Gap]) -> pa.Table:
+    """Return the `gaps` rows of gaps; open ones have no end and no duration."""
+    rows = [
+        {
+            "opened_at": gap.opened_ns // 1000,
+            "closed_at": None if gap.closed_ns is None else gap.closed_ns // 1000,
+            "duration_s": None if gap.closed_ns is None else (gap.closed_ns - gap.opened_ns) / 1e9,
+            "scope": gap.scope,
+            "subject": gap.subject,
+            "reason": gap.reason,
+            "planned": gap.planned,
+            "detail": gap.detail,
+        }
+        for gap in gaps
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMAS["gaps"])
+
+
+def _all_days(
+    chunk: Chunk, days: Sequence[tuple[dt.date, tuple[int, ...]]]
+) -> tuple[tuple[dt.date, tuple[int, ...]], ...]:
+    """Give every frame of the chunk, and its first seq, a day: definitions come into force at undecodable frames too."""
+    found = {day: list(seqs) for day, seqs in days}
+    dated = {seq for seqs in found.values() for seq in seqs}
+    received = {frame.seq: frame.received_ns for frame in chunk.frames}
+    for seq in {chunk.lo, *received} - dated:
+        received_ns = received.get(seq, chunk.frames[0].received_ns)
+        found.setdefault(dt.datetime.fromtimestamp(received_ns / 1e9, IST).date(), []).append(seq)
+    return tuple((day, tuple(seqs)) for day, seqs in found.items())

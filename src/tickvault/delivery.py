@@ -1,0 +1,347 @@
+"""One loop a sink: read behind the cursor, decode, write, advance. There is no other path, for failure least of all.
+
+What a sink may raise decides what happens (tickvault.errors); anything else is a bug, and parks that sink alone.
+A batch that is refused is bisected to its rows; refused rows become dead letters with the store's words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from tickvault import journal as journals
+from tickvault.backoff import backoff
+from tickvault.batching import IST, joined, to_batch
+from tickvault.errors import BatchRejected, BatchTooLarge, SinkMisconfigured, SinkUnavailable
+from tickvault.journal import Fact, JournalReader
+from tickvault.model import Batch, Rejected
+from tickvault.state import Notice
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from tickvault.intake import Progress
+    from tickvault.journal import Chunk
+    from tickvault.ledger import Ledger
+    from tickvault.model import Sink
+    from tickvault.state import Cursor, State
+
+__all__ = ["Delivery", "Restart"]
+
+_log: Final = structlog.get_logger(__name__)
+_READ_FRAMES: Final = 2_000
+_READ_BYTES: Final = 4_000_000  # decoded at a time: bounds memory whatever the policy is
+_MISCONFIGURED_PAUSE_S: Final = 60.0
+_LONGEST_PAUSE_S: Final = 30.0
+_REFUSALS_OF: Final = 10_000  # rows looked back on
+_REFUSALS_PARK: Final = 100  # more of them refused: a wrong mapping, not bad rows
+_WHOLE_BATCH: Final = 10  # rows from which "every row refused" is no accident
+
+
+class Restart(Exception):  # noqa: N818 - a signal within this module, not an error
+    """The cursor moved back; begin again behind it."""
+
+
+class _Parked(Exception):  # noqa: N818 - likewise
+    """The sink refuses what it should take."""
+
+
+@dataclass(slots=True)
+class _Refusals:
+    """Rows refused among the last ones delivered."""
+
+    rows: int = 0
+    refused: int = 0
+
+    def note(self, rows: int, refused: int) -> None:
+        if self.rows >= _REFUSALS_OF:
+            self.rows, self.refused = self.rows // 2, self.refused // 2
+        self.rows += rows
+        self.refused += refused
+
+    def too_many(self, batch_rows: int, batch_refused: int) -> bool:
+        whole = batch_refused == batch_rows and batch_rows >= _WHOLE_BATCH
+        return whole or self.refused > _REFUSALS_PARK
+
+
+class Delivery:
+    """Delivers the journal to one sink."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        cursor: Cursor,
+        *,
+        folder: Path,
+        recorder_id: str,
+        state: State,
+        progress: Progress,
+        journal_fact: Callable[[Fact], Awaitable[None]],
+        drained: asyncio.Event,
+        wall_ns: Callable[[], int],
+        rng: random.Random,
+        message: str,
+    ) -> None:
+        self.name = sink.name
+        self.rows: dict[str, int] = {}
+        self.frames = 0
+        self._sink = sink
+        self._cursor = cursor
+        self._folder = folder
+        self._recorder_id = recorder_id
+        self._state = state
+        self._progress = progress
+        self._journal_fact = journal_fact
+        self._drained = drained
+        self._wall_ns = wall_ns
+        self._rng = rng
+        self._message = message
+        self._refusals = _Refusals()
+        self._condition = "running"
+        self._settling: deque[tuple[float, int]] = deque()
+
+    async def run(self) -> None:
+        """Deliver until the journal is drained and `drained` is set, or the sink is parked."""
+        while True:
+            reader = JournalReader(self._folder, self._cursor.seq)
+            try:
+                ledger = await asyncio.to_thread(journals.ledger, self._folder, up_to_seq=self._cursor.seq)
+                await self._from(reader, ledger)
+            except Restart:
+                continue
+            except Exception as exc:  # noqa: BLE001 - a sink's bug must not reach intake or the other sinks
+                await self._park(exc)
+            finally:
+                reader.close()
+            return
+
+    async def _from(self, reader: JournalReader, ledger: Ledger) -> None:
+        held: Chunk | None = None
+        while True:
+            batch, held = await self._next_batch(reader, ledger, held)
+            if batch is None:
+                return
+            await self._deliver(batch)
+
+    async def _next_batch(
+        self, reader: JournalReader, ledger: Ledger, held: Chunk | None
+    ) -> tuple[Batch | None, Chunk | None]:
+        """Collect one batch by the sink's policy; None when there is nothing more and nothing more will come."""
+        policy = self._sink.policy
+        parts: list[Batch] = []
+        size, deadline_s = 0, float("inf")
+        loop = asyncio.get_running_loop()
+        while True:
+            chunk, held = held, None
+            if chunk is None:
+                room = max(1, min(_READ_BYTES, policy.max_bytes - size))
+                chunk = await asyncio.to_thread(reader.read, max_frames=_READ_FRAMES, max_bytes=room)
+            if chunk is None:
+                if self._drained.is_set() and self._progress.last_seq <= reader.after_seq:
+                    break
+                left_s = deadline_s - loop.time()
+                if parts and left_s <= 0:
+                    break
+                await self._wait(reader.after_seq, left_s if parts else None)
+                continue
+            if parts and chunk.changed:
+                return joined(parts), chunk
+            part = await asyncio.to_thread(to_batch, chunk, recorder_id=self._recorder_id, ledger=ledger)
+            if not parts:
+                deadline_s = loop.time() + self._longest_wait_s()
+            parts.append(part)
+            size += chunk.nbytes
+            full = sum(one.rows for one in parts) >= policy.max_rows or size >= policy.max_bytes
+            if full or loop.time() >= deadline_s:
+                break
+        return (joined(parts) if parts else None), None
+
+    async def _wait(self, after_seq: int, left_s: float | None) -> None:
+        """Wait for a further frame, the deadline, or the end of intake."""
+        if self._drained.is_set():
+            # Durable but not visible yet cannot be: what was published was committed. Only look again.
+            await asyncio.sleep(0.01)
+            return
+        await self._progress.beyond(after_seq, timeout_s=min(left_s if left_s is not None else 1.0, 1.0))
+
+    def _longest_wait_s(self) -> float:
+        wait_s = self._sink.policy.max_wait_s
+        if not self._sink.policy.by_date:
+            return wait_s
+        now = dt.datetime.fromtimestamp(self._wall_ns() / 1e9, IST)
+        midnight = (now + dt.timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+        return min(wait_s, (midnight - now).total_seconds())
+
+    async def _deliver(self, batch: Batch) -> None:
+        """Write one batch and move the cursor behind it."""
+        await asyncio.to_thread(self._state.attempt, self.name, batch.hi)
+        refused = await self._store(batch)
+        self._refusals.note(batch.rows, len(refused))
+        if self._refusals.too_many(batch.rows, len(refused)):
+            raise _Parked(f"{len(refused)} of {batch.rows} rows refused: {refused[-1].reason}")
+        notices = [self._stored(batch, len(refused))] if batch.rows > len(refused) else []
+        if self._condition != "running":
+            notices.append(self._told("sink.recovered", "delivering again"))
+            _log.info("sink.recovered", sink=self.name, seq=batch.hi)
+            self._condition = "running"
+        settled_seq = self._settled(batch.hi)
+        advanced = await asyncio.to_thread(
+            self._state.advance,
+            self.name,
+            batch.hi,
+            generation=self._cursor.generation,
+            head_seq=self._progress.last_seq,
+            settled_seq=settled_seq,
+            dead_letters=[*batch.rejected, *refused],
+            notices=notices,
+            now_ns=self._wall_ns(),
+        )
+        if not advanced:
+            await self._reload()
+        self._cursor = replace(self._cursor, seq=batch.hi, settled_seq=settled_seq)
+        self.frames += batch.hi - batch.lo + 1
+        for name, table in batch.tables.items():
+            self.rows[name] = self.rows.get(name, 0) + table.num_rows
+
+    async def _store(self, batch: Batch) -> list[Rejected]:
+        """Write a batch in as many pieces as it takes; return the rows that the store refuses."""
+        refused: list[Rejected] = []
+        pending = [batch]
+        while pending:
+            part = pending.pop()
+            try:
+                await self._write(part)
+            except BatchRejected as exc:
+                if exc.rejected is not None:
+                    refused += [_dead_row(part, row, words) for row, words in exc.rejected.items()]
+                elif part.rows == 1:
+                    refused.append(_dead_row(part, 0, str(exc)))
+                else:
+                    pending += _halves(part)
+            except BatchTooLarge as exc:
+                if part.rows == 1:
+                    refused.append(_dead_row(part, 0, str(exc)))
+                else:
+                    pending += _halves(part)
+        return refused
+
+    async def _write(self, batch: Batch) -> None:
+        """Write until the store has answered: accepted, too large or refused."""
+        pauses = backoff(self._rng, first_s=0.5, cap_s=_LONGEST_PAUSE_S)
+        failed = False
+        while True:
+            try:
+                await self._sink.write(batch)
+            except SinkUnavailable as exc:
+                failed = True
+                await self._say("retrying", exc)
+                await asyncio.sleep(max(next(pauses), exc.retry_after_s or 0.0))
+            except SinkMisconfigured as exc:
+                failed = True
+                await self._say("misconfigured", exc)
+                await asyncio.sleep(_MISCONFIGURED_PAUSE_S)
+            else:
+                if failed:
+                    await self._unsettle()
+                return
+
+    async def _say(self, condition: str, exc: Exception) -> None:
+        """Record and log a change of condition, once."""
+        if self._condition == condition:
+            return
+        self._condition = condition
+        _log.warning(f"sink.{condition}", sink=self.name, error=str(exc), seq=self._cursor.seq)
+        await asyncio.to_thread(self._state.set_condition, self.name, condition, str(exc))
+
+    async def _park(self, exc: Exception) -> None:
+        detail = str(exc) if isinstance(exc, _Parked) else f"{type(exc).__name__}: {exc}"
+        self._condition = "parked"
+        _log.error("sink.parked", sink=self.name, error=detail, seq=self._cursor.seq, exc_info=not isinstance(exc, _Parked))
+        notice = self._told("sink.parked", f"{detail}; the data waits in the journal")
+        await asyncio.to_thread(
+            self._state.set_condition, self.name, "parked", detail, notices=[notice], now_ns=self._wall_ns()
+        )
+
+    # -- stores that acknowledge before they are durable
+
+    def _settled(self, seq: int) -> int:
+        """Return the seq that the store keeps through a crash of its own, `seq` being acknowledged now."""
+        settle_s = float(getattr(self._sink, "settle_s", 0.0))
+        if not settle_s:
+            return seq
+        now_s = asyncio.get_running_loop().time()
+        self._settling.append((now_s, seq))
+        settled = self._cursor.settled_seq
+        while self._settling and self._settling[0][0] <= now_s - settle_s:
+            settled = self._settling.popleft()[1]
+        return settled
+
+    async def _unsettle(self) -> None:
+        """After an outage of such a store, go back to what it is sure to have kept."""
+        if not getattr(self._sink, "settle_s", 0.0) or self._cursor.settled_seq >= self._cursor.seq:
+            return
+        self._settling.clear()
+        generation = self._cursor.generation + 1
+        to_seq = self._cursor.settled_seq
+        await self._journal_fact(Fact("cursor_moved", {"sink": self.name, "to": to_seq, "generation": generation}))
+        await asyncio.to_thread(self._state.move_back, self.name, to_seq, generation=generation, drop_from=None)
+        await self._reload()
+
+    async def _reload(self) -> None:
+        cursor = await asyncio.to_thread(self._state.cursor, self.name)
+        assert cursor is not None
+        self._cursor = cursor
+        raise Restart
+
+    # -- events
+
+    def _stored(self, batch: Batch, refused: int) -> Notice:
+        times = [batch.tables[name].column("time") for name in ("ticks", "market_status")]
+        stamps = [stamp for column in times for stamp in column.cast("int64").to_pylist()]
+        now_ns = self._wall_ns()
+        return Notice(
+            event="data.stored",
+            sink=self.name,
+            high_water_seq=batch.hi,
+            rows=batch.rows - refused,
+            from_ns=min(stamps) * 1000 if stamps else now_ns,
+            to_ns=max(stamps) * 1000 if stamps else now_ns,
+            message=self._message,
+            generation=self._cursor.generation,
+        )
+
+    def _told(self, event: str, detail: str) -> Notice:
+        now_ns = self._wall_ns()
+        return Notice(
+            event=event,
+            sink=self.name,
+            high_water_seq=self._cursor.seq,
+            rows=0,
+            from_ns=now_ns,
+            to_ns=now_ns,
+            message=f"{self.name}: {detail}",
+            generation=self._cursor.generation,
+        )
+
+
+def _halves(batch: Batch) -> list[Batch]:
+    """Return the two halves of a batch, the first one last: it is taken next."""
+    middle = batch.rows // 2
+    return [batch.slice(middle, batch.rows), batch.slice(0, middle)]
+
+
+def _dead_row(batch: Batch, index: int, words: str) -> Rejected:
+    table, row = batch.row(index)
+    seq = row.get("seq", row.get("valid_from_seq", batch.hi))
+    assert isinstance(seq, int)
+    key = row.get("instrument_key") or row.get("segment") or row.get("scope") or ""
+    body = json.dumps(row, default=str, separators=(",", ":")).encode()
+    return Rejected(seq=seq, table=table, instrument_key=str(key), reason=words, body=body)

@@ -1,0 +1,198 @@
+"""From the feed to the journal: a bounded queue and a group commit.
+
+The reader only enqueues. Whatever is queued is committed as one batch as soon as the previous commit is done; no timer
+delays it. At the queue's bound the reader waits, so TCP holds the sender: nothing is dropped here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from tickvault.errors import JournalFull
+from tickvault.journal import Fact, Received
+from tickvault.state import Notice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Executor
+
+    from tickvault.journal import Committed, Journal
+    from tickvault.model import Gap
+    from tickvault.state import State
+
+__all__ = ["Intake", "Progress", "commit", "gap_notices"]
+
+_log: Final = structlog.get_logger(__name__)
+_ALIVE_S: Final = 1.0  # a second without a frame commits a heartbeat
+_FULL_PAUSE_S: Final = 1.0
+_BATCH_BYTES: Final = 8 * 1024 * 1024  # of one commit
+
+
+class Progress:
+    """The journal's last durable seq, and a way to wait for the next."""
+
+    def __init__(self, last_seq: int) -> None:
+        self.last_seq = last_seq
+        self._moved = asyncio.Condition()
+
+    async def publish(self, last_seq: int) -> None:
+        """Announce that everything up to `last_seq` is durable."""
+        async with self._moved:
+            self.last_seq = last_seq
+            self._moved.notify_all()
+
+    async def beyond(self, seq: int, *, timeout_s: float | None) -> bool:
+        """Wait until the journal holds a frame behind `seq`; False when the time is up first."""
+        try:
+            async with asyncio.timeout(timeout_s), self._moved:
+                await self._moved.wait_for(lambda: self.last_seq > seq)
+        except TimeoutError:
+            return False
+        return True
+
+    async def wake(self) -> None:
+        """Let everyone who waits look again."""
+        async with self._moved:
+            self._moved.notify_all()
+
+
+class Intake:
+    """The queue between reader and journal (model.Inbox), and the task that empties it."""
+
+    def __init__(self, *, max_frames: int, max_bytes: int, wall_ns: Callable[[], int]) -> None:
+        self.waits = 0
+        self._max_frames = max_frames
+        self._max_bytes = max_bytes
+        self._wall_ns = wall_ns
+        self._items: deque[Received | Fact] = deque()
+        self._bytes = 0
+        self._closed = False
+        self._changed = asyncio.Condition()
+
+    @property
+    def queued(self) -> int:
+        """Number of frames and facts that wait for the journal."""
+        return len(self._items)
+
+    async def frame(self, received_ns: int, conn: int, payload: bytes) -> None:
+        """Queue one message; waits while the queue is at its bound."""
+        await self._put(Received(received_ns, conn, payload), len(payload))
+
+    async def fact(self, kind: str, body: Mapping[str, object]) -> None:
+        """Queue one fact; waits while the queue is at its bound."""
+        await self._put(Fact(kind, body, self._wall_ns()), 0)
+
+    async def close(self) -> None:
+        """Say that nothing more will come; `record` ends when the queue is empty."""
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    async def record(self, journal: Journal, state: State, executor: Executor, progress: Progress) -> None:
+        """Commit what is queued until the queue is closed and empty.
+
+        Guarantees:
+            When cancelled, what is queued is still committed before it returns.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            while not (self._closed and not self._items):
+                items = await self._take() or [Fact("alive", {})]
+                # Not cancellable half way: the thread finishes its commit, and this task hears of it.
+                future = loop.run_in_executor(executor, _commit_patiently, journal, state, items)
+                committed = await asyncio.shield(future)
+                await progress.publish(committed.last_seq)
+        finally:
+            if self._items:
+                executor.submit(commit, journal, state, list(self._items)).result()
+                self._items.clear()
+
+    async def _put(self, item: Received | Fact, size: int) -> None:
+        async with self._changed:
+            if not self._has_room(size):
+                self.waits += 1
+                await self._changed.wait_for(lambda: self._has_room(size))
+            self._items.append(item)
+            self._bytes += size
+            self._changed.notify_all()
+
+    def _has_room(self, size: int) -> bool:
+        return len(self._items) < self._max_frames and (not self._items or self._bytes + size <= self._max_bytes)
+
+    async def _take(self) -> list[Received | Fact]:
+        """Take what is queued, up to one commit's worth; empty after a second without anything."""
+        try:
+            async with asyncio.timeout(_ALIVE_S), self._changed:
+                await self._changed.wait_for(lambda: bool(self._items) or self._closed)
+                return await self._drain()
+        except TimeoutError:
+            return []
+
+    async def _drain(self) -> list[Received | Fact]:
+        taken: list[Received | Fact] = []
+        size = 0
+        while self._items and size < _BATCH_BYTES:
+            item = self._items.popleft()
+            size += len(item.payload) if isinstance(item, Received) else 0
+            taken.append(item)
+        self._bytes -= size
+        self._changed.notify_all()
+        return taken
+
+
+def commit(journal: Journal, state: State, items: Sequence[Received | Fact]) -> Committed:
+    """Append to the journal and bring the gap ledger and its events up to date; in the journal's thread."""
+    committed = journal.append(items)
+    if committed.gaps:
+        notices = gap_notices(committed.gaps, recorder_id=journal.recorder_id, seq=committed.last_seq)
+        state.put_gaps(committed.gaps, notices=notices, now_ns=max(_time_of(gap) for gap in committed.gaps))
+    return committed
+
+
+def gap_notices(gaps: Sequence[Gap], *, recorder_id: str, seq: int) -> list[Notice]:
+    """Return the webhook events of gaps; their ids follow from the gap, so that a repeat is the same event."""
+    notices = []
+    for gap in gaps:
+        event = "gap.opened" if gap.closed_ns is None else "gap.closed"
+        name = f"{recorder_id}:{event}:{gap.scope}:{gap.subject}:{gap.opened_ns}"
+        notices.append(
+            Notice(
+                event=event,
+                sink="",
+                high_water_seq=seq,
+                rows=0,
+                from_ns=gap.opened_ns,
+                to_ns=_time_of(gap),
+                message=f"{gap.scope} gap: {gap.reason}" + (f" ({gap.detail})" if gap.detail else ""),
+                id=str(uuid.uuid5(uuid.NAMESPACE_OID, name)),
+            )
+        )
+    return notices
+
+
+def _commit_patiently(journal: Journal, state: State, items: Sequence[Received | Fact]) -> Committed:
+    """Commit; on a full disk wait for room. Meanwhile the queue fills, and reading stops at its bound."""
+    told = False
+    while True:
+        try:
+            return commit(journal, state, items)
+        except JournalFull as exc:
+            if not told:
+                _log.error("journal.full", error=str(exc))  # noqa: TRY400 - the cause is in the text
+                told = True
+            _pause(_FULL_PAUSE_S)
+
+
+def _pause(seconds: float) -> None:
+    import time  # noqa: PLC0415
+
+    time.sleep(seconds)
+
+
+def _time_of(gap: Gap) -> int:
+    return gap.opened_ns if gap.closed_ns is None else gap.closed_ns

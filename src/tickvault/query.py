@@ -1,0 +1,147 @@
+"""SQL over everything that was recorded: the Parquet files up to the cursor, and the journal behind it, decoded.
+
+Rule (docs/durability.md): no row twice, none missing, fresh to the last commit; or an error, never a short answer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import duckdb
+import pyarrow as pa
+
+from tickvault import journal as journals
+from tickvault.batching import gap_rows, joined, to_batch
+from tickvault.errors import JournalDamaged, Refused
+from tickvault.ledger import Ledger
+from tickvault.model import SCHEMAS
+from tickvault.sinks.parquet import STORED, counting, scan
+from tickvault.state import read_view
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from tickvault.model import Batch
+
+__all__ = ["connect"]
+
+_TRIES: Final = 2
+_TAIL_BYTES: Final = 16_000_000  # decoded at a time
+_MEMORY_LIMIT: Final = "1GB"
+_SINK: Final = "parquet"
+
+
+class _Moved(Exception):  # noqa: N818 - a signal within this module
+    """The recorder moved on between two looks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sources:
+    files: Mapping[str, list[str]]
+    tail: Mapping[str, pa.Table]
+
+
+@contextmanager
+def connect(data_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a DuckDB connection with the views ticks, candles, market_status, instruments and gaps.
+
+    Args:
+        data_dir: a data folder, whether or not a recorder runs on it.
+
+    Raises:
+        Refused: there is nothing recorded there, or it changes faster than it can be read.
+    """
+    if not (data_dir / "journal").is_dir():
+        raise Refused(
+            f"nothing is recorded in {data_dir}: expected a folder that `tickvault run` or `tickvault demo` has written; "
+            "name it with TICKVAULT_DATA_DIR or --data-dir"
+        )
+    parquet = data_dir / "parquet"
+    with _shared_lock(parquet / ".lock"):
+        for attempt in range(_TRIES):
+            try:
+                sources = _sources(data_dir, parquet)
+                break
+            except (_Moved, FileNotFoundError, JournalDamaged) as exc:
+                if attempt == _TRIES - 1:
+                    raise Refused(f"the store changed while it was read ({exc}); run the query again") from exc
+        db = duckdb.connect(config={"memory_limit": _MEMORY_LIMIT})
+        try:
+            db.execute("SET TimeZone = 'Asia/Kolkata'")
+            for name in SCHEMAS:
+                _view(db, name, sources)
+            yield db
+        finally:
+            db.close()
+
+
+def _sources(data_dir: Path, parquet: Path) -> _Sources:
+    view = read_view(data_dir / "state.db")
+    cursor = next((one for one in view.cursors if one.sink == _SINK), None) if view is not None else None
+    stored = 0 if cursor is None else cursor.seq
+    stats = journals.stats(data_dir / "journal")
+    if stats.first_seq > stored + 1 and cursor is not None:
+        raise _Moved(f"frames {stored + 1} to {stats.first_seq - 1} are neither stored nor in the journal")
+    recorder_id = stats.recorder_id or (view.recorder_id if view is not None else "")
+    files: dict[str, list[str]] = {name: [] for name in STORED}
+    for file in counting(scan(parquet)):
+        if file.table in files and (file.recorder != recorder_id or file.hi <= stored):
+            files[file.table].append(str(file.path))
+    tail = _tail(data_dir / "journal", recorder_id, stored, stats.last_seq)
+    gaps = gap_rows(view.gaps if view is not None else ())
+    return _Sources(files=files, tail={**tail, "gaps": gaps})
+
+
+def _tail(folder: Path, recorder_id: str, after_seq: int, last_seq: int) -> Mapping[str, pa.Table]:
+    """Decode the frames behind the cursor, dense to the last one seen."""
+    parts: list[Batch] = []
+    reader = journals.JournalReader(folder, after_seq)
+    try:
+        while reader.after_seq < last_seq:
+            chunk = reader.read(max_frames=100_000, max_bytes=_TAIL_BYTES)
+            if chunk is None:
+                raise _Moved(f"frames {reader.after_seq + 1} to {last_seq} are gone from the journal")
+            parts.append(to_batch(chunk, recorder_id=recorder_id, ledger=Ledger()))
+    finally:
+        reader.close()
+    if not parts:
+        return {name: SCHEMAS[name].empty_table() for name in STORED}
+    return {name: joined(parts).tables[name] for name in STORED}
+
+
+def _view(db: duckdb.DuckDBPyConnection, name: str, sources: _Sources) -> None:
+    db.register(f"{name}_tail", sources.tail[name])
+    columns = ", ".join(SCHEMAS[name].names)
+    union = f"SELECT {columns} FROM {name}_tail"  # noqa: S608 - our own names
+    files = sources.files.get(name, [])
+    if files:
+        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in files)
+        union += (
+            f" UNION ALL BY NAME SELECT {columns}"  # noqa: S608 - our own names
+            f" FROM read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
+        )
+    if name == "candles":
+        union = (
+            f"SELECT * FROM ({union}) QUALIFY row_number() OVER"  # noqa: S608 - our own names
+            " (PARTITION BY instrument_key, interval, time ORDER BY seq DESC) = 1"
+        )
+    db.execute(f"CREATE VIEW {name} AS {union}")
+
+
+@contextmanager
+def _shared_lock(path: Path) -> Iterator[None]:
+    """Keep compaction from swapping files while they are read."""
+    if not path.parent.is_dir():
+        yield
+        return
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,125 @@
+"""Where a sink's cursor stands at open, and how it moves backwards (docs/durability.md).
+
+Every backward move is first a `cursor_moved` event in the journal, so that state restored from yesterday is known for
+what it is: state whose generation is older than the journal's last `cursor_moved` of a sink counts as lost for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tickvault.errors import Refused
+from tickvault.journal import Fact, events
+from tickvault.sinks.parquet import boundary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tickvault.journal import Journal
+    from tickvault.sinks.parquet import ParquetStore
+    from tickvault.state import Cursor, State
+
+__all__ = ["Cursors"]
+
+
+class Cursors:
+    """Opens and rewinds the cursors of one data folder; used by the process that has it locked, before delivery."""
+
+    def __init__(self, journal: Journal, state: State, folder: Path) -> None:
+        self._journal = journal
+        self._state = state
+        self._moved: dict[str, int] = {}
+        for event in events(folder, ("cursor_moved",)):
+            generation = event.body["generation"]
+            assert isinstance(generation, int)
+            self._moved[str(event.body["sink"])] = generation
+
+    def open(self, sink: str, store: ParquetStore | None) -> Cursor:
+        """Bring a sink's cursor and, if it has a store of files, those files into agreement; finish what a crash left.
+
+        Args:
+            sink: its name.
+            store: its files, for `parquet`.
+        """
+        journalled = self._moved.get(sink, 0)
+        found = self._state.cursor(sink)
+        trusted = found is not None and found.generation >= journalled
+        if store is not None:
+            store.clean()
+            self._open_files(sink, store, found if trusted else None, journalled)
+        elif not trusted or found is None or found.seq < self._journal.first_seq - 1:
+            self._state.put_cursor(sink, self._journal.first_seq - 1, generation=journalled)
+        cursor = self._cursor(sink)
+        if cursor.rewind_to is not None:
+            self._go_back(cursor, cursor.rewind_to, store)
+            cursor = self._cursor(sink)
+        return cursor
+
+    def rewind(self, sink: str, to_seq: int, store: ParquetStore | None) -> Cursor:
+        """Set a sink's cursor back so that everything behind `to_seq` is delivered again.
+
+        Raises:
+            Refused: the journal no longer holds it, or the cursor is not that far yet.
+        """
+        cursor = self.open(sink, store)
+        lowest = self._journal.first_seq - 1
+        if not lowest <= to_seq <= cursor.seq:
+            raise Refused(
+                f"{sink} can be rewound to between {lowest} (the journal begins there) and {cursor.seq} (delivered so far), "
+                f"not to {to_seq}; choose a --to-seq in that range"
+            )
+        if store is not None and (start := boundary(store.files(), to_seq)) < self._journal.first_seq:
+            raise Refused(
+                f"{sink} cannot be rewound to {to_seq}: its files begin at {start}, before the journal's first frame "
+                f"{self._journal.first_seq}; the lowest possible --to-seq is the end of that file"
+            )
+        self._state.ask_rewind(sink, to_seq)
+        self._go_back(self._cursor(sink), to_seq, store)
+        return self._cursor(sink)
+
+    def _open_files(self, sink: str, store: ParquetStore, cursor: Cursor | None, journalled: int) -> None:
+        first_seq = self._journal.first_seq
+        if cursor is not None:
+            after = cursor.seq if cursor.drop_from is None else cursor.drop_from - 1
+            if first_seq <= boundary(store.files(), after):
+                self._truncate(sink, store, after)
+                return
+        # The names win: what the newest file says was delivered, was.
+        newest = max(store.files(), key=lambda file: (file.hi, file.lo), default=None)
+        generation = max(journalled, 0 if cursor is None else cursor.generation)
+        self._state.put_cursor(sink, first_seq - 1 if newest is None else newest.hi, generation=generation)
+        if newest is not None and not newest.compacted and newest.lo >= first_seq:
+            # It may be one of several that were being named when the state was lost.
+            self._truncate(sink, store, newest.lo - 1)
+
+    def _go_back(self, cursor: Cursor, to_seq: int, store: ParquetStore | None) -> None:
+        if store is not None:
+            self._truncate(cursor.sink, store, to_seq)
+            return
+        generation = self._journal_move(cursor.sink, cursor.generation, to_seq)
+        self._state.move_back(cursor.sink, to_seq, generation=generation, drop_from=None)
+
+    def _truncate(self, sink: str, store: ParquetStore, after_seq: int) -> None:
+        cursor = self._cursor(sink)
+        files = store.files()
+        start = boundary(files, after_seq)
+        if start - 1 >= cursor.seq and not any(file.lo >= start for file in files):
+            if cursor.drop_from is not None or cursor.rewind_to is not None:
+                self._state.move_back(sink, cursor.seq, generation=cursor.generation, drop_from=None)
+            return
+        generation = self._journal_move(sink, cursor.generation, start - 1)
+        self._state.move_back(sink, start - 1, generation=generation, drop_from=start)
+        store.drop_from(start)
+        self._state.files_dropped(sink)
+
+    def _journal_move(self, sink: str, generation: int, to_seq: int) -> int:
+        """Journal a backward move and return its generation."""
+        generation = max(generation, self._moved.get(sink, 0)) + 1
+        self._journal.append([Fact("cursor_moved", {"sink": sink, "to": to_seq, "generation": generation})])
+        self._moved[sink] = generation
+        return generation
+
+    def _cursor(self, sink: str) -> Cursor:
+        cursor = self._state.cursor(sink)
+        assert cursor is not None
+        return cursor

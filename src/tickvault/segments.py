@@ -1,0 +1,353 @@
+"""One journal segment: an SQLite file of frames and events, its checks, and how it is read.
+
+`frames` and `events` carry a CRC over header and payload; a sealed segment's `meta` carries the count, the last seq and
+a CRC of those CRCs. A segment without `meta` was never born.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import sqlite3
+import struct
+import zlib
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Final
+
+from tickvault import wal
+from tickvault.errors import JournalDamaged, JournalFull, Refused
+from tickvault.model import Definition, Event, Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+__all__ = [
+    "Meta",
+    "NewEvent",
+    "NewFrame",
+    "append",
+    "create",
+    "defs_body",
+    "definitions_of",
+    "paths",
+    "read_events",
+    "read_frames",
+    "read_meta",
+    "reader",
+    "seal",
+    "tail",
+    "verify",
+    "writer",
+]
+
+SCHEMA_VERSION: Final = 1
+MAX_BYTES: Final = 256 * 1024 * 1024  # of one segment: what pruning frees at a time, and what damage can touch
+MAX_FRAMES: Final = 1_000_000
+
+_SCHEMA: Final = """
+CREATE TABLE meta (
+  recorder TEXT NOT NULL, first_seq INTEGER NOT NULL, begun_ns INTEGER NOT NULL,
+  last_seq INTEGER, count INTEGER, crc INTEGER
+) STRICT;
+CREATE TABLE frames (
+  seq INTEGER PRIMARY KEY, received_ns INTEGER NOT NULL, conn INTEGER NOT NULL, codec INTEGER NOT NULL,
+  crc INTEGER NOT NULL, payload BLOB NOT NULL
+) STRICT;
+CREATE TABLE events (
+  id INTEGER PRIMARY KEY, after_seq INTEGER NOT NULL, at_ns INTEGER NOT NULL, boot_ns INTEGER NOT NULL,
+  kind TEXT NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL
+) STRICT;
+"""
+_RAW: Final = 0  # codec of a payload stored as received
+_FRAME_HEAD: Final = struct.Struct("<qqqq")
+_EVENT_HEAD: Final = struct.Struct("<qqq")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """A segment's first row. `last_seq`, `count` and `crc` are set when it is sealed."""
+
+    recorder: str
+    first_seq: int
+    begun_ns: int
+    last_seq: int | None
+    count: int | None
+    crc: int | None
+
+    @property
+    def sealed(self) -> bool:
+        """Whether nothing will be added to it any more."""
+        return self.last_seq is not None
+
+
+@dataclass(frozen=True, slots=True)
+class NewFrame:
+    """A frame about to be written; the journal gave it its seq."""
+
+    seq: int
+    received_ns: int
+    conn: int
+    payload: bytes
+
+    def row(self) -> tuple[int, int, int, int, int, bytes]:
+        """Return the row of `frames`."""
+        crc = _frame_crc(self.seq, self.received_ns, self.conn, _RAW, self.payload)
+        return self.seq, self.received_ns, self.conn, _RAW, crc, self.payload
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event about to be written."""
+
+    after_seq: int
+    at_ns: int
+    boot_ns: int
+    kind: str
+    body: Mapping[str, object]
+
+    def row(self) -> tuple[int, int, int, str, bytes, int]:
+        """Return the row of `events`, without its id."""
+        body = json.dumps(self.body, separators=(",", ":"), sort_keys=True).encode()
+        crc = _event_crc(self.after_seq, self.at_ns, self.boot_ns, self.kind, body)
+        return self.after_seq, self.at_ns, self.boot_ns, self.kind, body, crc
+
+
+def paths(folder: Path) -> list[Path]:
+    """Return the segment files of a journal folder, oldest first."""
+    return sorted(path for path in folder.glob("*.db") if path.stem.isdigit())
+
+
+def create(folder: Path, *, recorder: str, first_seq: int, begun_ns: int, events: Sequence[NewEvent]) -> sqlite3.Connection:
+    """Create the segment that begins with `first_seq` and return its writing connection."""
+    path = folder / f"{first_seq:016}.db"
+    for suffix in ("-shm", "-wal", ""):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    db = writer(path)
+    with _full_disk_translated():
+        db.execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA.split(";"):
+            db.execute(statement)
+        db.execute("INSERT INTO meta VALUES (?, ?, ?, NULL, NULL, NULL)", (recorder, first_seq, begun_ns))
+        _insert_events(db, events)
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        db.execute("COMMIT")
+    _fsync_folder(folder)
+    return db
+
+
+def writer(path: Path) -> sqlite3.Connection:
+    """Open a segment for writing; used by one thread at a time."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.close(fd)
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    db.execute("PRAGMA page_size = 8192")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA wal_autocheckpoint = 2000")
+    db.execute("PRAGMA temp_store = MEMORY")
+    return db
+
+
+def reader(path: Path) -> sqlite3.Connection:
+    """Open a segment for reading; it may be written to meanwhile."""
+    return sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+
+
+def append(db: sqlite3.Connection, frames: Sequence[NewFrame], events: Sequence[NewEvent]) -> None:
+    """Commit frames and events in one transaction: all or nothing, durable on return.
+
+    Raises:
+        JournalFull: the disk is full; nothing was written.
+    """
+    with _full_disk_translated():
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.executemany("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?)", [frame.row() for frame in frames])
+            _insert_events(db, events)
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:  # a full disk has rolled back already
+                db.execute("ROLLBACK")
+            raise
+
+
+def seal(db: sqlite3.Connection) -> None:
+    """Move the log into the file and write down what the segment holds; nothing is added afterwards."""
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    count, last_seq = db.execute("SELECT count(*), max(seq) FROM frames").fetchone()
+    with _full_disk_translated():
+        db.execute("UPDATE meta SET last_seq = ?, count = ?, crc = ?", (last_seq, count, _crc_of_crcs(db)))
+
+
+def read_meta(db: sqlite3.Connection) -> Meta | None:
+    """Return the segment's meta; None if it was never born.
+
+    Raises:
+        Refused: a newer version of tickvault wrote it.
+    """
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise Refused(
+            f"the journal was written by a newer tickvault (version {version}, this one knows {SCHEMA_VERSION}); "
+            "upgrade this installation, or use another TICKVAULT_DATA_DIR"
+        )
+    if version == 0:
+        return None
+    row = db.execute("SELECT recorder, first_seq, begun_ns, last_seq, count, crc FROM meta").fetchone()
+    return None if row is None else Meta(**dict(zip(Meta.__slots__, row, strict=True)))
+
+
+def tail(db: sqlite3.Connection) -> tuple[int | None, int]:
+    """Return (last seq, time in ns of the last commit) of a segment."""
+    seq, received_ns = db.execute("SELECT seq, received_ns FROM frames ORDER BY seq DESC LIMIT 1").fetchone() or (None, 0)
+    at_ns = db.execute("SELECT at_ns FROM events ORDER BY id DESC LIMIT 1").fetchone() or (0,)
+    return seq, max(received_ns, at_ns[0])
+
+
+def read_frames(db: sqlite3.Connection, after_seq: int, *, max_frames: int, max_bytes: int) -> list[Frame]:
+    """Return the frames behind `after_seq`, at least one if there is any, within the bounds.
+
+    Raises:
+        JournalDamaged: a frame fails its CRC.
+    """
+    frames, size = [], 0
+    rows = db.execute(
+        "SELECT seq, received_ns, conn, codec, crc, payload FROM frames WHERE seq > ? ORDER BY seq LIMIT ?",
+        (after_seq, max_frames),
+    )
+    for seq, received_ns, conn, codec, crc, payload in rows:
+        if _frame_crc(seq, received_ns, conn, codec, payload) != crc or codec != _RAW:
+            raise JournalDamaged(f"frame {seq} fails its checksum; run `tickvault journal verify` for the extent")
+        if frames and size + len(payload) > max_bytes:
+            break
+        size += len(payload)
+        frames.append(Frame(seq=seq, received_ns=received_ns, conn=conn, payload=payload))
+    rows.close()
+    return frames
+
+
+def read_events(db: sqlite3.Connection, *, after_seq: int, up_to_seq: int, kinds: Iterable[str] = ()) -> list[Event]:
+    """Return the events with after_seq < their `after_seq` + 1 ≤ up_to_seq: those in force at frames in that range.
+
+    Raises:
+        JournalDamaged: an event fails its CRC.
+    """
+    wanted = tuple(kinds)
+    kind_filter = f"AND kind IN ({', '.join('?' * len(wanted))})" if wanted else ""
+    rows = db.execute(
+        "SELECT after_seq, at_ns, boot_ns, kind, body, crc FROM events"
+        f" WHERE after_seq >= ? AND after_seq < ? {kind_filter} ORDER BY id",  # noqa: S608 - placeholders only
+        (after_seq, up_to_seq, *wanted),
+    ).fetchall()
+    events = []
+    for seq, at_ns, boot_ns, kind, body, crc in rows:
+        if _event_crc(seq, at_ns, boot_ns, kind, body) != crc:
+            raise JournalDamaged(f"an event after frame {seq} fails its checksum; run `tickvault journal verify`")
+        events.append(Event(after_seq=seq, at_ns=at_ns, boot_ns=boot_ns, kind=kind, body=json.loads(body)))
+    return events
+
+
+def defs_body(definitions: Iterable[Definition], *, carried: bool = False) -> dict[str, object]:
+    """Return the body of a `defs` event; `carried` marks the copy that begins a segment."""
+    rows = []
+    for definition in definitions:
+        row = {name: value for name, value in asdict(definition).items() if value is not None}
+        if definition.expiry is not None:
+            row["expiry"] = definition.expiry.isoformat()
+        rows.append(row)
+    return {"carried": carried, "definitions": rows}
+
+
+def definitions_of(event: Event) -> list[Definition]:
+    """Return the definitions that a `defs` event brings into force."""
+    found = []
+    rows = event.body["definitions"]
+    assert isinstance(rows, list)
+    for row in rows:
+        expiry = dt.date.fromisoformat(row["expiry"]) if "expiry" in row else None
+        found.append(Definition(**{**row, "expiry": expiry}))
+    return found
+
+
+def verify(path: Path, *, walk: bool) -> Iterator[str]:
+    """Yield what is damaged in a segment, in words; nothing if it is whole.
+
+    Args:
+        path: the segment file.
+        walk: also walk its log; only for a segment that no process writes to.
+    """
+    if walk and (found := wal.damage(path.with_name(path.name + "-wal"))) is not None:
+        yield f"{path.name}: {found}"
+    try:
+        with closing(reader(path)) as db:
+            db.execute("BEGIN")
+            meta = read_meta(db)
+            if meta is None:
+                return
+            yield from _verify_rows(path.name, db, meta)
+    except sqlite3.DatabaseError as exc:
+        yield f"{path.name}: {exc}"
+
+
+def _verify_rows(name: str, db: sqlite3.Connection, meta: Meta) -> Iterator[str]:
+    count, last_seq = 0, None
+    for seq, received_ns, conn, codec, crc, payload in db.execute(
+        "SELECT seq, received_ns, conn, codec, crc, payload FROM frames ORDER BY seq"
+    ):
+        count, last_seq = count + 1, seq
+        if _frame_crc(seq, received_ns, conn, codec, payload) != crc:
+            yield f"{name}: frame {seq} fails its checksum"
+    for number, after_seq, at_ns, boot_ns, kind, body, crc in db.execute(
+        "SELECT id, after_seq, at_ns, boot_ns, kind, body, crc FROM events ORDER BY id"
+    ):
+        if _event_crc(after_seq, at_ns, boot_ns, kind, body) != crc:
+            yield f"{name}: event {number} ({kind}) fails its checksum"
+    if meta.sealed and (meta.count, meta.last_seq) != (count, last_seq):
+        yield f"{name}: sealed with {meta.count} frames up to {meta.last_seq}, holds {count} up to {last_seq}"
+    if meta.sealed and meta.crc != _crc_of_crcs(db):
+        yield f"{name}: the checksums differ from those it was sealed with"
+
+
+def _insert_events(db: sqlite3.Connection, events: Sequence[NewEvent]) -> None:
+    db.executemany(
+        "INSERT INTO events (after_seq, at_ns, boot_ns, kind, body, crc) VALUES (?, ?, ?, ?, ?, ?)",
+        [event.row() for event in events],
+    )
+
+
+def _frame_crc(seq: int, received_ns: int, conn: int, codec: int, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(_FRAME_HEAD.pack(seq, received_ns, conn, codec)))
+
+
+def _event_crc(after_seq: int, at_ns: int, boot_ns: int, kind: str, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(kind.encode(), zlib.crc32(_EVENT_HEAD.pack(after_seq, at_ns, boot_ns))))
+
+
+def _crc_of_crcs(db: sqlite3.Connection) -> int:
+    crc = 0
+    for table, key in (("frames", "seq"), ("events", "id")):
+        for (one,) in db.execute(f"SELECT crc FROM {table} ORDER BY {key}"):  # noqa: S608 - two constants
+            crc = zlib.crc32(one.to_bytes(4, "little"), crc)
+    return crc
+
+
+class _full_disk_translated:  # noqa: N801 - reads as the statement it guards
+    """Turns SQLite's full disk into JournalFull."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
+        if isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorname in {"SQLITE_FULL", "SQLITE_IOERR_WRITE"}:
+            raise JournalFull(f"no room for the journal ({exc}); free space on the disk that holds the data folder") from exc
+
+
+def _fsync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

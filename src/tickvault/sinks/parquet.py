@@ -1,0 +1,239 @@
+"""Parquet files whose names are the manifest (docs/durability.md).
+
+    parquet/<table>/date=YYYY-MM-DD/<recorder>-<lo>-<hi>.parquet        date: IST date of the frame's time
+
+A file is complete when it has its name. A file whose range lies within another's of the same folder and recorder is
+shadowed and does not count. `FileSystem` is every operation on the disk, so that a test can crash between any two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tickvault.errors import SinkUnavailable
+from tickvault.model import BatchPolicy
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from tickvault.model import Batch
+
+__all__ = ["STORED", "DataFile", "FileSystem", "ParquetSink", "ParquetStore", "boundary", "counting"]
+
+STORED: Final = (
+    "ticks",
+    "candles",
+    "market_status",
+    "instruments",
+)  # gaps live in the state: they change when they close
+_NAME: Final = re.compile(r"(?P<recorder>[0-9a-z]+)-(?P<lo>\d{16})-(?P<hi>\d{16})(?P<compacted>\.c)?\.parquet")
+_SEQ_COLUMN: Final = {"instruments": "valid_from_seq"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFile:
+    """One complete file, as its name tells."""
+
+    path: Path
+    table: str
+    date: str
+    recorder: str
+    lo: int
+    hi: int
+    compacted: bool
+
+
+class FileSystem:
+    """The disk operations of the protocol, each atomic or repeatable."""
+
+    def write_table(self, path: Path, table: pa.Table) -> None:
+        """Write and fsync a file, then read its footer back."""
+        with path.open("wb", opener=_private) as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        stored = pq.read_metadata(path).num_rows
+        if stored != table.num_rows:
+            raise OSError(f"{path} holds {stored} rows, {table.num_rows} were written")
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a file its name."""
+        source.rename(target)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file."""
+        path.unlink(missing_ok=True)
+
+    def make_folder(self, path: Path) -> bool:
+        """Create a folder; False if it is there."""
+        if path.is_dir():
+            return False
+        path.mkdir(mode=0o700)
+        return True
+
+    def sync_folder(self, path: Path) -> None:
+        """Make a folder's entries durable."""
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+class ParquetStore:
+    """The files of one recorder below a `parquet` folder."""
+
+    def __init__(self, root: Path, recorder_id: str, *, disk: FileSystem | None = None) -> None:
+        self.root = root
+        self.recorder_id = recorder_id
+        self._disk = disk or FileSystem()
+
+    def files(self) -> list[DataFile]:
+        """Return this recorder's complete files, shadowed ones included."""
+        return [file for file in scan(self.root) if file.recorder == self.recorder_id]
+
+    def commit(self, batch: Batch) -> None:
+        """Store every row of a batch: all files written and checked, then named, then made durable.
+
+        Guarantees:
+            A crash leaves files that lie behind the cursor, and `truncate` removes them, or none.
+        """
+        staged: list[tuple[Path, Path]] = []
+        for table, date, rows in _parts(batch):
+            folder = self._folder(table, date)
+            final = folder / f"{self.recorder_id}-{batch.lo:016}-{batch.hi:016}.parquet"
+            temporary = final.with_name(final.name + ".tmp")
+            self._disk.write_table(temporary, rows)
+            staged.append((temporary, final))
+        for temporary, final in staged:
+            self._disk.rename(temporary, final)
+        for folder in {final.parent for _, final in staged}:
+            self._disk.sync_folder(folder)
+
+    def clean(self) -> None:
+        """Remove what never counted: unfinished and shadowed files."""
+        for path in self.root.glob(f"*/date=*/{self.recorder_id}-*.tmp"):
+            self._disk.unlink(path)
+        files = self.files()
+        for file in set(files) - set(counting(files)):
+            self._disk.unlink(file.path)
+
+    def drop_from(self, seq: int) -> None:
+        """Remove every file that begins at `seq` or later, newest first."""
+        files = sorted((file for file in self.files() if file.lo >= seq), key=lambda file: file.lo, reverse=True)
+        for file in files:
+            self._disk.unlink(file.path)
+        for folder in {file.path.parent for file in files}:
+            self._disk.sync_folder(folder)
+
+    def _folder(self, table: str, date: dt.date) -> Path:
+        folder = self.root
+        for part in ("", table, f"date={date.isoformat()}"):
+            parent, folder = folder, folder / part if part else folder
+            if self._disk.make_folder(folder) and part:
+                self._disk.sync_folder(parent)
+        return folder
+
+
+class ParquetSink:
+    """Delivers batches to a ParquetStore (model.Sink).
+
+    A repeat is harmless because `truncate` at open removes what an unfinished delivery left.
+    """
+
+    name = "parquet"
+    policy = BatchPolicy(max_rows=250_000, max_bytes=64_000_000, max_wait_s=60.0, by_date=True)
+
+    def __init__(self, store: ParquetStore) -> None:
+        self._store = store
+
+    async def write(self, batch: Batch) -> None:
+        """Store the batch's rows.
+
+        Raises:
+            SinkUnavailable: the disk refuses; what was half written is left for `clean`.
+        """
+        try:
+            await asyncio.to_thread(self._store.commit, batch)
+        except OSError as exc:
+            raise SinkUnavailable(f"cannot write to {self._store.root}: {exc.strerror or exc}") from exc
+
+    async def aclose(self) -> None:
+        """Do nothing: no file is open between writes."""
+
+
+def scan(root: Path) -> Iterator[DataFile]:
+    """Yield every complete file of every recorder below a `parquet` folder."""
+    for path in root.glob("*/date=*/*.parquet"):
+        name = _NAME.fullmatch(path.name)
+        if name is None:
+            continue
+        yield DataFile(
+            path=path,
+            table=path.parent.parent.name,
+            date=path.parent.name.removeprefix("date="),
+            recorder=name["recorder"],
+            lo=int(name["lo"]),
+            hi=int(name["hi"]),
+            compacted=name["compacted"] is not None,
+        )
+
+
+def counting(files: Iterable[DataFile]) -> list[DataFile]:
+    """Return the files that count: those not shadowed by a larger one of the same folder and recorder."""
+    kept: list[DataFile] = []
+    by_folder = sorted(
+        files, key=lambda file: (str(file.path.parent), file.recorder, file.lo, -file.hi, not file.compacted)
+    )
+    for file in by_folder:
+        last = kept[-1] if kept else None
+        shadowed = (
+            last is not None
+            and (last.path.parent, last.recorder) == (file.path.parent, file.recorder)
+            and last.lo <= file.lo
+            and file.hi <= last.hi
+        )
+        if not shadowed:
+            kept.append(file)
+    return kept
+
+
+def boundary(files: Iterable[DataFile], after_seq: int) -> int:
+    """Return where a truncation behind `after_seq` must begin so that no file straddles it."""
+    ranges = [(file.lo, file.hi) for file in files]
+    start = after_seq + 1
+    while True:
+        lower = min((lo for lo, hi in ranges if lo < start <= hi), default=start)
+        if lower == start:
+            return start
+        start = lower
+
+
+def _parts(batch: Batch) -> Iterator[tuple[str, dt.date, pa.Table]]:
+    """Yield (table, IST date, rows) for every table and date that has rows."""
+    for name in STORED:
+        table = batch.tables[name]
+        if not table.num_rows:
+            continue
+        if len(batch.days) == 1:
+            yield name, batch.days[0][0], table
+            continue
+        seqs = table.column(_SEQ_COLUMN.get(name, "seq"))
+        for date, of_date in batch.days:
+            rows = table.filter(pc.is_in(seqs, value_set=pa.array(of_date, pa.int64())))
+            if rows.num_rows:
+                yield name, date, rows
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

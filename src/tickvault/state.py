@@ -1,0 +1,458 @@
+"""What the recorder must remember besides the journal: cursors, dead letters, the outbox, gaps.
+
+Laws (docs/durability.md):
+* A cursor, the dead letters of its batch and the events that tell of it move in one transaction: the commit point of a
+  delivery. `advance` changes nothing when the generation has moved on.
+* Before a batch is first sent, its end is committed as `attempted_seq`: a seq that left the process is never used again.
+* journal_mode=TRUNCATE with synchronous=EXTRA: a committed transaction survives power loss. Losing the file costs
+  delivering again, never data.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Self
+
+from tickvault.errors import Refused
+from tickvault.model import Gap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from tickvault.model import Rejected
+
+__all__ = ["Cursor", "Notice", "Outgoing", "State", "View", "open_reader", "read_view"]
+
+SCHEMA_VERSION: Final = 1
+
+_SCHEMA: Final = """
+CREATE TABLE journal (recorder TEXT NOT NULL, head_seq INTEGER NOT NULL, first_seq INTEGER NOT NULL) STRICT;
+CREATE TABLE cursors (
+  sink TEXT PRIMARY KEY, seq INTEGER NOT NULL, attempted_seq INTEGER NOT NULL, settled_seq INTEGER NOT NULL,
+  generation INTEGER NOT NULL, drop_from INTEGER, rewind_to INTEGER, state TEXT NOT NULL, detail TEXT NOT NULL
+) STRICT;
+CREATE TABLE dead_letters (
+  sink TEXT NOT NULL, seq INTEGER NOT NULL, tbl TEXT NOT NULL, instrument_key TEXT NOT NULL, reason TEXT NOT NULL,
+  body BLOB NOT NULL, at_ns INTEGER NOT NULL, PRIMARY KEY (sink, seq, tbl, instrument_key)
+) STRICT;
+CREATE TABLE outbox (
+  ord INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, event TEXT NOT NULL, sink TEXT NOT NULL, body TEXT NOT NULL,
+  not_before_ns INTEGER NOT NULL, attempts INTEGER NOT NULL
+) STRICT;
+CREATE TABLE gaps (
+  scope TEXT NOT NULL, subject TEXT NOT NULL, opened_ns INTEGER NOT NULL, closed_ns INTEGER, reason TEXT NOT NULL,
+  planned INTEGER NOT NULL, detail TEXT NOT NULL, PRIMARY KEY (scope, subject, opened_ns)
+) STRICT;
+-- When an event of a kind was last tried, so that data.stored keeps its interval over restarts.
+CREATE TABLE notified (sink TEXT PRIMARY KEY, at_ns INTEGER NOT NULL) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """How far one sink has come.
+
+    Attributes:
+        seq: the last delivered; 0 = none.
+        attempted_seq: the last that may have left the process.
+        settled_seq: the last that the store is known to keep through a crash of its own.
+        generation: counts backward moves.
+        drop_from: a truncation of the Parquet store is under way from here.
+        rewind_to: a rewind was asked for and is not carried out yet.
+        state: `running`, `retrying`, `misconfigured` or `parked`; `detail` says why.
+    """
+
+    sink: str
+    seq: int
+    attempted_seq: int
+    settled_seq: int
+    generation: int
+    drop_from: int | None
+    rewind_to: int | None
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """An event for the webhook, as its cause knows it.
+
+    Attributes:
+        from_ns: earliest time of the data it tells of; `to_ns` the latest.
+        id: None makes a new one; derived events bring theirs.
+    """
+
+    event: str
+    sink: str
+    high_water_seq: int
+    rows: int
+    from_ns: int
+    to_ns: int
+    message: str
+    generation: int = 0
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """An event waiting in the outbox; its `body` is the JSON to be posted."""
+
+    ord: int
+    id: str
+    event: str
+    sink: str
+    body: str
+    attempts: int
+
+
+class State:
+    """The writing connection to `state.db`; safe to call from any thread, one call at a time."""
+
+    def __init__(self, connection: sqlite3.Connection, *, notify_interval_ns: int, events: frozenset[str] | None) -> None:
+        self._db = connection
+        self._lock = threading.Lock()
+        self._notify_interval_ns = notify_interval_ns
+        self._events = events
+
+    @classmethod
+    def open(
+        cls, path: Path, *, notify_interval_ns: int = 0, events: frozenset[str] | None = frozenset()
+    ) -> tuple[Self, bool]:
+        """Open or create the file.
+
+        Args:
+            path: `state.db` of a data folder that this process has locked.
+            notify_interval_ns: least time between two data.stored of a sink.
+            events: kinds of events to keep for the webhook; None = all. Keyed `event` or `event:sink`.
+
+        Returns:
+            The state, and whether it is new: then the caller rebuilds what it can from the journal.
+
+        Raises:
+            Refused: a newer version of tickvault wrote it.
+        """
+        fresh = not path.exists() or path.stat().st_size == 0
+        connection = None
+        try:
+            connection = _connect(path)
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == SCHEMA_VERSION:
+                connection.execute("SELECT count(*) FROM cursors, journal").fetchone()
+        except sqlite3.DatabaseError as exc:
+            if connection is not None:
+                connection.close()
+            if isinstance(exc, sqlite3.OperationalError):
+                raise Refused(f"cannot open {path}: {exc}; check the folder's permissions and free space") from exc
+            # Not a database any more. Kept for inspection; the journal brings everything back.
+            path.rename(path.with_name(f"state.db.damaged-{uuid.uuid4().hex[:8]}"))
+            path.with_name("state.db-journal").unlink(missing_ok=True)
+            connection, version, fresh = _connect(path), 0, True
+        if version > SCHEMA_VERSION:
+            connection.close()
+            raise Refused(
+                f"{path} was written by a newer tickvault (state version {version}, this one knows {SCHEMA_VERSION}); "
+                "upgrade this installation, or use another TICKVAULT_DATA_DIR"
+            )
+        if version == 0:
+            fresh = True
+            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            path.chmod(0o600)
+        return cls(connection, notify_interval_ns=notify_interval_ns, events=events), fresh
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    # -- the journal's row
+
+    def journal(self) -> tuple[str, int, int] | None:
+        """Return (recorder_id, head_seq, first_seq), None before `set_journal`."""
+        with self._lock:
+            row = self._db.execute("SELECT recorder, head_seq, first_seq FROM journal").fetchone()
+        return None if row is None else (row[0], row[1], row[2])
+
+    def set_journal(self, recorder_id: str, *, head_seq: int, first_seq: int) -> None:
+        """Record the recorder and what its journal holds."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM journal")
+            db.execute("INSERT INTO journal VALUES (?, ?, ?)", (recorder_id, head_seq, first_seq))
+
+    def highest_seq(self) -> int:
+        """Return the highest seq any row here knows of: none up to it may be used again."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT max((SELECT coalesce(max(head_seq), 0) FROM journal),"
+                " (SELECT coalesce(max(max(seq, attempted_seq)), 0) FROM cursors))"
+            ).fetchone()
+        return int(row[0])
+
+    # -- cursors
+
+    def cursor(self, sink: str) -> Cursor | None:
+        """Return a sink's cursor, None if it never had one."""
+        return next((cursor for cursor in self.cursors() if cursor.sink == sink), None)
+
+    def cursors(self) -> list[Cursor]:
+        """Return all cursors."""
+        with self._lock:
+            return _cursors(self._db)
+
+    def put_cursor(self, sink: str, seq: int, *, generation: int = 0) -> None:
+        """Create a sink's cursor, or set one whose state was lost; attempted_seq never falls."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO cursors VALUES (?1, ?2, ?2, ?2, ?3, NULL, NULL, 'running', '') ON CONFLICT (sink) DO UPDATE"
+                " SET seq = ?2, settled_seq = ?2, generation = ?3, drop_from = NULL, rewind_to = NULL",
+                (sink, seq, generation),
+            )
+
+    def attempt(self, sink: str, hi: int) -> None:
+        """Commit that frames up to `hi` are about to leave the process."""
+        with self._transaction() as db:
+            db.execute("UPDATE cursors SET attempted_seq = max(attempted_seq, ?) WHERE sink = ?", (hi, sink))
+
+    def advance(
+        self,
+        sink: str,
+        hi: int,
+        *,
+        generation: int,
+        head_seq: int,
+        settled_seq: int,
+        dead_letters: Sequence[Rejected],
+        notices: Sequence[Notice],
+        now_ns: int,
+    ) -> bool:
+        """Move a cursor forward, with everything that its batch caused; the commit point of a delivery.
+
+        Returns:
+            False, and nothing has changed, when the cursor is of another generation: reload it.
+        """
+        with self._transaction() as db:
+            moved = db.execute(
+                "UPDATE cursors SET seq = ?, settled_seq = ?, state = 'running', detail = ''"
+                " WHERE sink = ? AND generation = ?",
+                (hi, settled_seq, sink, generation),
+            ).rowcount
+            if not moved:
+                return False
+            db.execute("UPDATE journal SET head_seq = max(head_seq, ?)", (head_seq,))
+            db.executemany(
+                "INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(sink, one.seq, one.table, one.instrument_key, one.reason, one.body, now_ns) for one in dead_letters],
+            )
+            for notice in notices:
+                self._enqueue(db, notice, now_ns)
+        return True
+
+    def set_condition(self, sink: str, state: str, detail: str, *, notices: Sequence[Notice] = (), now_ns: int = 0) -> None:
+        """Record how a sink is doing, and the events that tell of it."""
+        with self._transaction() as db:
+            db.execute("UPDATE cursors SET state = ?, detail = ? WHERE sink = ?", (state, detail, sink))
+            for notice in notices:
+                self._enqueue(db, notice, now_ns)
+
+    def ask_rewind(self, sink: str, to_seq: int) -> None:
+        """Record that a sink's cursor is to go back to `to_seq`; its owner journals the move, then makes it."""
+        with self._transaction() as db:
+            db.execute("UPDATE cursors SET rewind_to = ? WHERE sink = ?", (to_seq, sink))
+
+    def move_back(self, sink: str, seq: int, *, generation: int, drop_from: int | None) -> None:
+        """Set a cursor back, the move being journalled already; `drop_from` begins a truncation of files."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE cursors SET seq = ?1, settled_seq = min(settled_seq, ?1), generation = ?2, drop_from = ?3,"
+                " rewind_to = NULL, state = 'running', detail = '' WHERE sink = ?4",
+                (seq, generation, drop_from, sink),
+            )
+
+    def files_dropped(self, sink: str) -> None:
+        """Record that the truncation begun by `move_back` is complete."""
+        with self._transaction() as db:
+            db.execute("UPDATE cursors SET drop_from = NULL WHERE sink = ?", (sink,))
+
+    # -- gaps
+
+    def put_gaps(self, gaps: Sequence[Gap], *, notices: Sequence[Notice] = (), now_ns: int = 0) -> None:
+        """Write gaps (a fold over the journal's events), and the events that tell of them."""
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO gaps VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [tuple(getattr(one, name) for name in Gap.__slots__) for one in gaps],
+            )
+            for notice in notices:
+                self._enqueue(db, notice, now_ns)
+
+    # -- outbox
+
+    def _enqueue(self, db: sqlite3.Connection, notice: Notice, now_ns: int) -> None:
+        if self._events is not None and not self._events & {notice.event, f"{notice.event}:{notice.sink}"}:
+            return
+        body = _body(notice, db.execute("SELECT recorder FROM journal").fetchone()[0])
+        not_before_ns = now_ns
+        if notice.event == "data.stored":
+            if self._merge(db, body):
+                return
+            last = db.execute("SELECT at_ns FROM notified WHERE sink = ?", (notice.sink,)).fetchone()
+            if last is not None:
+                not_before_ns = max(now_ns, last[0] + self._notify_interval_ns)
+        db.execute(
+            "INSERT OR IGNORE INTO outbox (id, event, sink, body, not_before_ns, attempts) VALUES (?, ?, ?, ?, ?, 0)",
+            (body["id"], notice.event, notice.sink, json.dumps(body), not_before_ns),
+        )
+
+    @staticmethod
+    def _merge(db: sqlite3.Connection, body: dict[str, object]) -> bool:
+        """Fold a data.stored into the one that waits untried; False when none does."""
+        row = db.execute(
+            "SELECT ord, body FROM outbox WHERE event = 'data.stored' AND sink = ? AND attempts = 0", (body["sink"],)
+        ).fetchone()
+        if row is None:
+            return False
+        waiting = json.loads(row[1])
+        waiting |= {
+            "from": min(waiting["from"], body["from"]),
+            "to": max(waiting["to"], body["to"]),
+            "rows": waiting["rows"] + body["rows"],
+            # After a rewind the newer generation's mark counts, although it is lower.
+            "high_water_seq": body["high_water_seq"]
+            if body["generation"] != waiting["generation"]
+            else max(waiting["high_water_seq"], body["high_water_seq"]),
+            "generation": body["generation"],
+        }
+        db.execute("UPDATE outbox SET body = ? WHERE ord = ?", (json.dumps(waiting), row[0]))
+        return True
+
+    def due(self, now_ns: int) -> tuple[list[Outgoing], int | None]:
+        """Return the events to send now, oldest first, one a (event, sink), and when the next one will be due."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT min(ord), id, event, sink, body, attempts FROM outbox WHERE not_before_ns <= ?"
+                " GROUP BY CASE event WHEN 'data.stored' THEN 'data.stored:' || sink ELSE id END ORDER BY ord LIMIT 100",
+                (now_ns,),
+            ).fetchall()
+            later = self._db.execute(
+                "SELECT min(not_before_ns) FROM outbox WHERE not_before_ns > ?", (now_ns,)
+            ).fetchone()[0]
+        return [Outgoing(ord=r[0], id=r[1], event=r[2], sink=r[3], body=r[4], attempts=r[5]) for r in rows], later
+
+    def mark_attempt(self, outgoing: Outgoing, *, now_ns: int, retry_at_ns: int) -> None:
+        """Record that an event is about to be tried: from here on its body never changes."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE outbox SET attempts = attempts + 1, not_before_ns = ? WHERE ord = ?", (retry_at_ns, outgoing.ord)
+            )
+            if outgoing.event == "data.stored":
+                db.execute("INSERT OR REPLACE INTO notified VALUES (?, ?)", (outgoing.sink, now_ns))
+
+    def delivered(self, outgoing: Outgoing) -> None:
+        """Remove an event that its receiver has taken."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM outbox WHERE ord = ?", (outgoing.ord,))
+
+    def outbox_count(self) -> int:
+        """Return how many events wait."""
+        with self._lock:
+            return int(self._db.execute("SELECT count(*) FROM outbox").fetchone()[0])
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    connection.execute("PRAGMA journal_mode = TRUNCATE")
+    connection.execute("PRAGMA synchronous = EXTRA")
+    return connection
+
+
+def _cursors(db: sqlite3.Connection) -> list[Cursor]:
+    columns = ", ".join(Cursor.__slots__)
+    rows = db.execute(f"SELECT {columns} FROM cursors ORDER BY sink").fetchall()  # noqa: S608 - names of our own class
+    return [Cursor(**dict(zip(Cursor.__slots__, row, strict=True))) for row in rows]
+
+
+def _gaps(db: sqlite3.Connection) -> tuple[Gap, ...]:
+    rows = db.execute("SELECT * FROM gaps ORDER BY opened_ns").fetchall()
+    gaps = (Gap(**dict(zip(Gap.__slots__, row, strict=True))) for row in rows)
+    return tuple(replace(gap, planned=bool(gap.planned)) for gap in gaps)
+
+
+def _body(notice: Notice, recorder_id: str) -> dict[str, object]:
+    return {
+        "id": notice.id or str(uuid.uuid4()),
+        "event": notice.event,
+        "sink": notice.sink,
+        "recorder_id": recorder_id,
+        "high_water_seq": notice.high_water_seq,
+        "rows": notice.rows,
+        "from": notice.from_ns,
+        "to": notice.to_ns,
+        "message": notice.message,
+        "generation": notice.generation,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What another process sees of the state, from one read transaction."""
+
+    recorder_id: str
+    head_seq: int
+    first_seq: int
+    cursors: tuple[Cursor, ...]
+    gaps: tuple[Gap, ...]
+    dead_letters: int
+    outbox: int
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """Open the file for reading beside a running recorder.
+
+    Not `mode=ro`: after a kill the first reader may have to roll back what the recorder left half done.
+    """
+    connection = sqlite3.connect(f"file:{path}?mode=rw", uri=True, isolation_level=None, timeout=30)
+    connection.execute("PRAGMA query_only = 1")
+    return connection
+
+
+def read_view(path: Path) -> View | None:
+    """Return the state as of now; None when there is none (a new folder, or a lost file)."""
+    if not path.exists():
+        return None
+    db = open_reader(path)
+    try:
+        db.execute("BEGIN")
+        row = db.execute("SELECT recorder, head_seq, first_seq FROM journal").fetchone()
+        if row is None:
+            return None
+        return View(
+            recorder_id=row[0],
+            head_seq=row[1],
+            first_seq=row[2],
+            cursors=tuple(_cursors(db)),
+            gaps=_gaps(db),
+            dead_letters=db.execute("SELECT count(*) FROM dead_letters").fetchone()[0],
+            outbox=db.execute("SELECT count(*) FROM outbox").fetchone()[0],
+        )
+    except sqlite3.OperationalError as exc:
+        if "no such table" in str(exc):
+            return None
+        raise
+    finally:
+        db.close()
