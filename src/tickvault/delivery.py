@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import traceback
 from collections import deque
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -129,7 +131,7 @@ class Delivery:
             batch, held = await self._next_batch(reader, ledger, held)
             if batch is None:
                 return
-            await self._deliver(batch)
+            await self._deliver(batch.only(self._sink.tables))
 
     async def _next_batch(
         self, reader: JournalReader, ledger: Ledger, held: Chunk | None
@@ -262,9 +264,10 @@ class Delivery:
         await asyncio.to_thread(self._state.set_condition, self.name, condition, str(exc))
 
     async def _park(self, exc: Exception) -> None:
-        detail = str(exc) if isinstance(exc, _Parked) else f"{type(exc).__name__}: {exc}"
+        detail = str(exc) if isinstance(exc, _Parked) else f"{type(exc).__name__}: {exc}{_where(exc)}"
         self._condition = "parked"
-        _log.error("sink.parked", sink=self.name, error=detail, seq=self._cursor.seq, exc_info=not isinstance(exc, _Parked))
+        _log.error("sink.parked", sink=self.name, error=detail, seq=self._cursor.seq)
+        _log.debug("sink.parked_at", sink=self.name, exc_info=exc)
         notice = self._told("sink.parked", f"{detail}; the data waits in the journal")
         await asyncio.to_thread(
             self._state.set_condition, self.name, "parked", detail, notices=[notice], now_ns=self._wall_ns()
@@ -330,6 +333,12 @@ class Delivery:
             message=f"{self.name}: {detail}",
             generation=self._cursor.generation,
         )
+
+
+def _where(exc: BaseException) -> str:
+    """Return the innermost place of an unexpected exception, for the bug report."""
+    frames = traceback.extract_tb(exc.__traceback__)
+    return f" ({frames[-1].name}, {PurePath(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
 
 
 def _halves(batch: Batch) -> list[Batch]:

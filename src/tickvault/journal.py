@@ -13,6 +13,7 @@ One thread at a time may call a Journal; readers have connections of their own.
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from contextlib import closing
@@ -41,7 +42,9 @@ __all__ = [
     "Received",
     "Stats",
     "events",
+    "last_seq_before",
     "ledger",
+    "received_ns_behind",
     "stats",
     "verify",
 ]
@@ -294,6 +297,7 @@ class JournalReader:
     def __init__(self, folder: Path, after_seq: int) -> None:
         self._folder = folder
         self._after_seq = after_seq
+        self._lock = threading.Lock()  # a cancelled task closes while its last read still runs in a thread
         self._path: Path | None = None
         self._db: sqlite3.Connection | None = None
         self._trailing: list[Event] = []  # events behind the last frame of the segment just left
@@ -310,6 +314,10 @@ class JournalReader:
         Raises:
             JournalDamaged: an entry fails its check, or frames are missing without a `lost` event.
         """
+        with self._lock:
+            return self._read(max_frames, max_bytes)
+
+    def _read(self, max_frames: int, max_bytes: int) -> Chunk | None:
         while True:
             if self._db is None and not self._enter():
                 return None
@@ -326,7 +334,11 @@ class JournalReader:
                 return None
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; waits for a read that is under way."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -354,7 +366,7 @@ class JournalReader:
             return False
         assert self._db is not None
         self._trailing += segments.read_events(self._db, after_seq=self._after_seq, up_to_seq=_NO_END)
-        self.close()
+        self._close()
         self._path, self._db = behind[0], segments.reader(behind[0])
         return True
 
@@ -521,3 +533,33 @@ def _remove_orphans(folder: Path) -> None:
         for path in folder.glob(f"*.db{suffix}"):
             if not path.with_name(path.name.removesuffix(suffix)).exists():
                 path.unlink()
+
+
+def received_ns_behind(folder: Path, seq: int) -> int | None:
+    """Return when the first frame behind `seq` was received, None if there is none."""
+    for path in _from(segments.paths(folder), seq):
+        with closing(segments.reader(path)) as db:
+            if segments.read_meta(db) is None:
+                continue
+            row = db.execute("SELECT received_ns FROM frames WHERE seq > ? ORDER BY seq LIMIT 1", (seq,)).fetchone()
+        if row is not None:
+            return int(row[0])
+    return None
+
+
+def last_seq_before(folder: Path, at_ns: int) -> int:
+    """Return the seq of the last frame received before a time; 0 if none was."""
+    found = 0
+    for path in segments.paths(folder):
+        with closing(segments.reader(path)) as db:
+            if segments.read_meta(db) is None:
+                continue
+            row = db.execute("SELECT max(seq) FROM frames WHERE received_ns < ?", (at_ns,)).fetchone()
+        found = max(found, row[0] or 0)
+    return found
+
+
+def _from(paths: Sequence[Path], seq: int) -> Sequence[Path]:
+    """Return the segments that can hold frames behind `seq`."""
+    begin = max((number for number, path in enumerate(paths) if int(path.stem) <= seq), default=0)
+    return paths[begin:]

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 __all__ = [
     "SCHEMAS",
@@ -293,6 +293,11 @@ class Batch:
             offset += table.num_rows
         return replace(self, tables=kept, rejected=())
 
+    def only(self, tables: Collection[str]) -> Batch:
+        """Return the batch with the other tables empty."""
+        kept = {name: table if name in tables else table.slice(0, 0) for name, table in self.tables.items()}
+        return replace(self, tables=kept)
+
     def row(self, index: int) -> tuple[str, dict[str, object]]:
         """Return (table name, row) of a row index, for a dead letter."""
         for name in TABLES:
@@ -330,6 +335,7 @@ class Sink(Protocol):
 
     name: str
     policy: BatchPolicy
+    tables: tuple[str, ...]  # names of TABLES that it stores; batches come with the others empty
 
     async def write(self, batch: Batch) -> None:
         """Store every row of the batch; return only when the store has said so.

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
     from tickvault.model import Batch
 
-__all__ = ["connect"]
+__all__ = ["VIEWS", "connect"]
+
+VIEWS: Final = tuple(SCHEMAS)
 
 _TRIES: Final = 2
 _TAIL_BYTES: Final = 16_000_000  # decoded at a time

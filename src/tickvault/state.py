@@ -301,6 +301,11 @@ class State:
             for notice in notices:
                 self._enqueue(db, notice, now_ns)
 
+    def gaps(self) -> tuple[Gap, ...]:
+        """Return all gaps, oldest first."""
+        with self._lock:
+            return _gaps(self._db)
+
     # -- outbox
 
     def _enqueue(self, db: sqlite3.Connection, notice: Notice, now_ns: int) -> None:

@@ -58,7 +58,7 @@ class FileSystem:
 
     def write_table(self, path: Path, table: pa.Table) -> None:
         """Write and fsync a file, then read its footer back."""
-        with path.open("wb", opener=_private) as file:
+        with open(path, "wb", opener=_private) as file:  # noqa: PTH123 - Path.open takes no opener
             pq.write_table(table, file, compression="zstd")
             file.flush()
             os.fsync(file.fileno())
@@ -152,6 +152,7 @@ class ParquetSink:
     """
 
     name = "parquet"
+    tables = STORED
     policy = BatchPolicy(max_rows=250_000, max_bytes=64_000_000, max_wait_s=60.0, by_date=True)
 
     def __init__(self, store: ParquetStore) -> None:

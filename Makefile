@@ -1,0 +1,58 @@
+# Two commands on a fresh machine with git, make, python3 (3.11 or newer) and its venv: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DURATION ?=
+# Nothing of the caller's pip settings may weaken the hashes below.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
+
+.PHONY: demo test check bench format lock proto clean
+
+demo: $(VENV)/run.stamp  ## simulator → journal → Parquet, no credentials
+	$(BIN)/tickvault demo $(if $(DURATION),--duration $(DURATION))
+
+test: $(VENV)/dev.stamp  ## all tests, with the real servers
+	$(BIN)/python tools/fetch_servers.py
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev.stamp  ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev.stamp  ## benchmarks
+	$(BIN)/python -m benchmarks
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(VENV)/dev.stamp  ## resolve the dependencies anew
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-header --group build pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-header --group build --group dev pyproject.toml --constraint requirements.lock \
+	  --output-file requirements-dev.lock
+
+proto: $(VENV)/dev.stamp  ## generate the protobuf module from the .proto
+	cd src/tickvault/brokers/upstox/proto && ../../../../../$(BIN)/python -m grpc_tools.protoc -I. \
+	  --python_out=. --pyi_out=. market_data_feed.proto
+
+clean:
+	rm -rf $(VENV) .servers demo-data
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "tickvault needs Python 3.11 or newer; name one with make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "the venv module is missing; on Debian: apt install python3-venv"; exit 1; }
+
+$(VENV)/run.stamp: requirements.lock pyproject.toml | $(BIN)/python
+	$(INSTALL) requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: requirements-dev.lock $(VENV)/run.stamp
+	$(INSTALL) requirements-dev.lock
+	@touch $@

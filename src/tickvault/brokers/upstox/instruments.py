@@ -1,0 +1,400 @@
+"""Which instruments to record, and what the exchanges' master list says of them.
+
+The master list (3 MB gzip, 54 MB JSON, 118,000 rows) is kept on disk as downloaded, so that a start without network
+knows its symbols. It is read row by row on a thread: the whole as Python objects would take 290 MB, and stop the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import datetime as dt
+import gzip
+import json
+import math
+import os
+import re
+import tempfile
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from yarl import URL
+
+from tickvault.brokers.upstox.api import get
+from tickvault.brokers.upstox.plan import parse_subscription
+from tickvault.errors import FeedUnavailable
+from tickvault.model import Definition, Mode, Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    import aiohttp
+
+__all__ = ["MASTER_LIST_URL", "InstrumentList", "InstrumentsUrl", "definitions", "parse"]
+
+MASTER_LIST_URL: Final = "https://assets.upstox.com/market-quote/instruments/exchange/complete.json.gz"
+
+MAX_LIST_BYTES: Final = 128 * 1024 * 1024  # as received; 3.2 MB gzip or 55 MB plain today
+MAX_JSON_BYTES: Final = 1024 * 1024 * 1024
+MAX_ROW_CHARS: Final = 1024 * 1024  # a row has some 500
+CHUNK_BYTES: Final = 256 * 1024
+DOWNLOAD_TIMEOUT_S: Final = 120.0
+REFRESH_AFTER_S: Final = 3600.0  # the list changes about 06:00 IST and now and then during the day
+RETRY_AFTER_S: Final = 300.0  # reconnects in a row must not each wait for a list that cannot be had
+MAX_KEYS_BYTES: Final = 4 * 1024 * 1024
+
+_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30))
+_BETWEEN_ROWS: Final = re.compile(r"[\s,\[]*")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class _DamagedError(ValueError):
+    """The list is not whole."""
+
+
+def parse(
+    gz_bytes: bytes, keys: Collection[str], *, halted: Callable[[], bool] = lambda: False
+) -> dict[str, Definition]:
+    """Return the definitions of the wanted keys; a key that the list lacks is left out. Slow: call it on a thread.
+
+    Args:
+        gz_bytes: the master list as downloaded: gzip of a JSON array of objects.
+        keys: instrument keys.
+        halted: asked now and then; True ends the work with what was found.
+
+    Raises:
+        ValueError: the list is not whole. A single row with values of other types is skipped, and counted in the log.
+    """
+    wanted, found, skipped = set(keys), dict[str, Definition](), 0
+    for row in _rows(gz_bytes, halted):
+        if not isinstance(row, dict) or not isinstance(key := row.get("instrument_key"), str):
+            skipped += 1
+        elif key in wanted:
+            try:
+                found[key] = _definition(key, row)
+            except (TypeError, ValueError, OverflowError):
+                skipped += 1
+            wanted.discard(key)
+            if not wanted:
+                break
+    if skipped:
+        log.warning("instruments.rows_skipped", rows=skipped)
+    return found
+
+
+def _rows(gz_bytes: bytes, halted: Callable[[], bool]) -> Iterator[object]:
+    scan, text, start = json.JSONDecoder().raw_decode, "", 0
+    for piece in _texts(gz_bytes):
+        if halted():
+            return
+        text, start = text[start:] + piece, 0
+        while True:
+            between = _BETWEEN_ROWS.match(text, start)
+            begin = between.end() if between else start
+            try:
+                row, start = scan(text, begin)
+            except ValueError:
+                break  # the row goes on in the next piece
+            except RecursionError as exc:
+                raise _DamagedError("expected rows without deep nesting") from exc
+            yield row
+        if len(text) - start > MAX_ROW_CHARS + CHUNK_BYTES:
+            raise _DamagedError("expected a JSON array of objects")
+    if text[start:].strip(" \r\n\t,") != "]":
+        raise _DamagedError("expected a JSON array, and its end")
+
+
+def _texts(gz_bytes: bytes) -> Iterator[str]:
+    inflate, decode, total = zlib.decompressobj(wbits=31), codecs.getincrementaldecoder("utf-8")().decode, 0
+    data = gz_bytes
+    try:
+        while not inflate.eof:
+            piece = inflate.decompress(data, CHUNK_BYTES)
+            data = inflate.unconsumed_tail
+            total += len(piece)
+            if not piece and not data and not inflate.eof:
+                raise _DamagedError("expected the end of the gzip stream")
+            if total > MAX_JSON_BYTES:
+                raise _DamagedError(f"expected at most {MAX_JSON_BYTES} bytes")
+            yield decode(piece)
+    except zlib.error as exc:
+        raise _DamagedError("expected gzip") from exc
+
+
+def _definition(key: str, row: Mapping[str, object]) -> Definition:
+    instrument_type = _text(row, "instrument_type")
+    option_type = instrument_type if instrument_type in ("CE", "PE") else None
+    tick_paise, lot_size, expiry_ms = (_number(row, name) for name in ("tick_size", "lot_size", "expiry"))
+    return Definition(
+        instrument_key=key,
+        symbol=_text(row, "trading_symbol"),
+        segment=_text(row, "segment"),
+        instrument_type=instrument_type,
+        underlying_key=_text(row, "underlying_key"),
+        underlying_symbol=_text(row, "underlying_symbol"),
+        expiry=dt.datetime.fromtimestamp(expiry_ms / 1000, _IST).date() if expiry_ms else None,
+        strike=_number(row, "strike_price") if option_type else None,  # a future's is always 0.0
+        option_type=option_type,
+        lot_size=None if lot_size is None else int(lot_size),
+        tick_size=None if tick_paise is None else tick_paise / 100,
+        isin=_text(row, "isin"),
+        name=_text(row, "name"),
+    )
+
+
+def _text(row: Mapping[str, object], name: str) -> str | None:
+    value = row.get(name)
+    if value is not None and not isinstance(value, str):
+        raise TypeError(name)
+    return value or None
+
+
+def _number(row: Mapping[str, object], name: str) -> float | None:
+    value = row.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(name)
+    if not math.isfinite(number := float(value)):
+        raise ValueError(name)
+    return number
+
+
+class InstrumentList:
+    """The master list: a copy on disk, refreshed from its URL.
+
+    Args:
+        url: where the list is.
+        cache_dir: the copy is `instruments.json.gz` in it, the server's ETag beside it.
+        session: the program's HTTP session; not closed here.
+        monotonic_s: monotonic clock in seconds.
+
+    Guarantees:
+        The copy is replaced in one step by one that was read to its end; a failed refresh leaves it.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        cache_dir: Path,
+        session: aiohttp.ClientSession,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._url = URL(url)
+        self._path = cache_dir / "instruments.json.gz"
+        self._etag_path = cache_dir / "instruments.json.gz.etag"
+        self._session = session
+        self._monotonic_s = monotonic_s
+        self._refreshing = asyncio.Lock()
+        self._refreshed_s: float | None = None
+        self._tried_s: float | None = None
+        # What is known of the copy with this stamp; None: the key is not in it. Spares each reconnect the reading.
+        self._stamp: tuple[int, int] | None = None
+        self._known: dict[str, Definition | None] = {}
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the copy was compared with its URL within the last hour."""
+        return self._refreshed_s is not None and self._monotonic_s() - self._refreshed_s < REFRESH_AFTER_S
+
+    async def refresh(self) -> bool:
+        """Download the list if it changed; return whether it did. Takes as long as it takes, up to two minutes.
+
+        Raises:
+            FeedUnavailable: it could not be had, is not a whole list, or cannot be kept on the disk.
+        """
+        async with self._refreshing:
+            try:
+                etag = await asyncio.to_thread(_read_etag, self._path, self._etag_path)
+                headers = {"Accept-Encoding": "identity", **({"If-None-Match": etag} if etag else {})}
+                answer = await get(
+                    self._session,
+                    self._url,
+                    what="the instrument list",
+                    headers=headers,
+                    timeout_s=DOWNLOAD_TIMEOUT_S,
+                    max_bytes=MAX_LIST_BYTES,
+                )
+                if answer.status not in (200, 304):
+                    raise FeedUnavailable(f"the instrument list answers with HTTP {answer.status}")
+                if answer.status == 200:
+                    await asyncio.to_thread(
+                        _keep, answer.body, answer.headers.get("ETag", ""), self._path, self._etag_path
+                    )
+            except (_DamagedError, UnicodeDecodeError) as exc:
+                raise FeedUnavailable(f"the instrument list is not whole: {exc}") from exc
+            except OSError as exc:
+                raise FeedUnavailable(f"the instrument list cannot be kept: {exc.strerror}") from exc
+            self._refreshed_s = self._monotonic_s()
+            return answer.status == 200
+
+    async def lookup(self, keys: Collection[str]) -> dict[str, Definition]:
+        """Return what the copy on disk says of the keys; empty without a copy, or when it is damaged."""
+        halt = threading.Event()  # a thread cannot be cancelled, only asked to end
+        try:
+            return await asyncio.to_thread(self._lookup, tuple(keys), halt.is_set)
+        except FileNotFoundError:
+            return {}
+        except (_DamagedError, UnicodeDecodeError, OSError) as exc:
+            # Without its ETag the copy is downloaded again, whole.
+            await asyncio.to_thread(self._etag_path.unlink, missing_ok=True)
+            self._refreshed_s = None
+            log.warning("instruments.damaged", error=str(exc))
+            return {}
+        finally:
+            halt.set()
+
+    def _lookup(self, keys: tuple[str, ...], halted: Callable[[], bool]) -> dict[str, Definition]:
+        with self._path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            stamp = (stat.st_mtime_ns, stat.st_ino)
+            known = dict(self._known) if stamp == self._stamp else {}
+            missing = [key for key in keys if key not in known]
+            if missing:
+                found = parse(file.read(), missing, halted=halted)
+                known |= {key: found.get(key) for key in missing}
+        if not halted():
+            self._stamp, self._known = stamp, {key: known[key] for key in keys}
+        return {key: definition for key in keys if (definition := known[key]) is not None}
+
+    async def definitions(self, keys: Collection[str], *, timeout_s: float = 5.0) -> dict[str, Definition]:
+        """Return the definitions to be had within timeout_s: of a refreshed list, else of the copy, else none.
+
+        Never raises for a list that cannot be had: data without symbols is better than no data. When `fresh` is
+        still false afterwards, call `refresh` and `lookup` again while recording.
+        """
+        started_s = self._monotonic_s()
+        error = "not to be had a moment ago"
+        try:
+            if not self.fresh and (self._tried_s is None or started_s - self._tried_s >= RETRY_AFTER_S):
+                self._tried_s = started_s
+                # Half the time is for the reading: 0.6 s measured on a server core, several times that on a small one.
+                async with asyncio.timeout(timeout_s / 2):
+                    await self.refresh()
+        except TimeoutError:
+            error = "the download takes longer"
+        except FeedUnavailable as exc:
+            error = str(exc)
+        found: dict[str, Definition] = {}
+        try:
+            async with asyncio.timeout(max(0.0, timeout_s - (self._monotonic_s() - started_s))):
+                found = await self.lookup(keys)
+        except TimeoutError:
+            error = "reading the copy takes longer"
+        if not found and keys:
+            log.warning("instruments.unavailable", error=error, keys=len(keys))
+        elif not self.fresh:
+            log.warning("instruments.from_copy", error=error, keys=len(keys), known=len(found))
+        return found
+
+
+async def definitions(
+    keys: Collection[str], *, url: str, cache_dir: Path, session: aiohttp.ClientSession, timeout_s: float = 5.0
+) -> dict[str, Definition]:
+    """Return the definitions to be had within timeout_s, once; see InstrumentList.definitions."""
+    listing = InstrumentList(url=url, cache_dir=cache_dir, session=session)
+    return await listing.definitions(keys, timeout_s=timeout_s)
+
+
+def _read_etag(path: Path, etag_path: Path) -> str | None:
+    """Return the ETag of the copy, None when there is no copy to keep."""
+    if not path.exists() or not etag_path.exists():
+        return None
+    etag = etag_path.read_text(encoding="utf-8", errors="replace").strip()
+    return etag if re.fullmatch(r"[!-~]{1,256}", etag) else None
+
+
+def _keep(body: bytes, etag: str, path: Path, etag_path: Path) -> None:
+    # A server may undo the compression on the way (Content-Encoding: gzip), or have the list uncompressed.
+    gz = body if body.startswith(b"\x1f\x8b") else gzip.compress(body, compresslevel=3)
+    parse(gz, ())
+    # The list first: an old ETag beside a new list costs a download, a new one beside an old list would keep it for ever.
+    _replace(path, gz)
+    _replace(etag_path, etag.encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")  # 0600 from the start
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class InstrumentsUrl:
+    """A URL that answers with `{"instruments": [key, …]}`; a key may have `@mode` behind it.
+
+    Calling it reads the URL again. Call it at each reconnect: it is what a feed takes as its subscriptions.
+
+    Args:
+        url: its query may hold a secret; never quoted.
+        session: the program's HTTP session; not closed here.
+        default_mode: of keys that name none.
+    """
+
+    def __init__(self, url: str, session: aiohttp.ClientSession, default_mode: Mode) -> None:
+        self._url = URL(url)
+        self._session = session
+        self._default_mode = default_mode
+        self._last: tuple[Subscription, ...] = ()
+        self._malformed: frozenset[str] = frozenset()
+        self._failed: str | None = None
+
+    async def __call__(self) -> tuple[Subscription, ...]:
+        """Return the list as it is now, or the last good one when it cannot be had.
+
+        Raises:
+            FeedUnavailable: it cannot be had, and never could.
+        """
+        try:
+            self._last = await self._read()
+            self._failed = None
+        except FeedUnavailable as exc:
+            if not self._last:
+                raise
+            if str(exc) != self._failed:
+                self._failed = str(exc)
+                log.warning("instruments_url.failed", error=self._failed, keys_kept=len(self._last))
+        return self._last
+
+    async def _read(self) -> tuple[Subscription, ...]:
+        what = "the instruments URL"
+        headers = {"Accept": "application/json", "Cache-Control": "no-cache"}
+        answer = await get(self._session, self._url, what=what, headers=headers, max_bytes=MAX_KEYS_BYTES)
+        if answer.status != 200:
+            raise FeedUnavailable(f"{what} answers with HTTP {answer.status}")
+        body = answer.json()
+        items = body.get("instruments") if isinstance(body, dict) else None
+        if not isinstance(items, list):
+            raise FeedUnavailable(f'{what} answers without a list; expected {{"instruments": ["NSE_EQ|…", …]}}')
+        subscriptions: dict[str, Subscription] = {}
+        malformed = set()
+        for item in items:
+            try:
+                subscription = parse_subscription(item if isinstance(item, str) else "", self._default_mode)
+            except ValueError:
+                malformed.add(str(item)[:100])
+            else:
+                subscriptions.setdefault(subscription.instrument_key, subscription)
+        if malformed - self._malformed:
+            log.warning("instruments_url.keys_skipped", count=len(malformed), examples=sorted(malformed)[:5])
+        self._malformed = frozenset(malformed)
+        if not subscriptions:
+            raise FeedUnavailable(f"{what} names no usable instrument")
+        return tuple(subscriptions.values())

@@ -1,0 +1,152 @@
+"""What to ask of the broker, how often, and how long to wait: pure decisions that the feed carries out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from tickvault.model import Mode, Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from random import Random
+
+__all__ = [
+    "Method",
+    "RateLimit",
+    "SubscribeRequest",
+    "backoff",
+    "chunks",
+    "excess",
+    "new_guid",
+    "parse_subscription",
+    "request_bytes",
+]
+
+# The broker answers each request with one snapshot frame: 500 keys in `full` make about 170 kB, 2,000 would make 0.7 MB.
+MAX_KEYS: Final = 500
+
+# Keys a connection is served, (only this mode in use, several modes in use); what is beyond is ignored without a word.
+LIMITS: Final = {
+    Mode.LTPC: (5000, 2000),
+    Mode.OPTION_GREEKS: (3000, 2000),
+    Mode.FULL: (2000, 1500),
+    Mode.FULL_D30: (50, 1500),
+}
+
+# SEGMENT|token: `NSE_EQ|INE090A01021`, `NSE_INDEX|Nifty 50`, `GLOBAL_INDEX|^GSPC`. 128 is far above the longest known.
+_KEY: Final = re.compile(r"[A-Z][A-Z_]{1,31}\|[^\s@|]([^@|\x00-\x1f]{0,94}[^\s@|])?")
+
+
+class Method(StrEnum):
+    """What a request does with its keys."""
+
+    SUB = "sub"
+    CHANGE_MODE = "change_mode"
+    UNSUB = "unsub"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscribeRequest:
+    """The keys of one subscribe message, all in one mode.
+
+    Attributes:
+        keys: 1 to 500 instrument keys.
+    """
+
+    mode: Mode
+    keys: tuple[str, ...]
+
+
+def parse_subscription(text: str, default_mode: Mode) -> Subscription:
+    """Return the subscription that `key` or `key@mode` names.
+
+    Raises:
+        ValueError: no instrument key, or no such mode; the text says what was expected.
+    """
+    key, at, mode = text.strip().partition("@")
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"expected an instrument key such as NSE_EQ|INE090A01021, got {text[:100]!r}")
+    if at and mode not in set(Mode):
+        raise ValueError(f"expected a mode of {', '.join(Mode)} behind the @, got {text[:100]!r}")
+    return Subscription(instrument_key=key, mode=Mode(mode) if at else default_mode)
+
+
+def chunks(subscriptions: Iterable[Subscription]) -> tuple[SubscribeRequest, ...]:
+    """Return the messages that subscribe to everything: modes in order of first use, keys in order, 500 at most each."""
+    by_mode: dict[Mode, list[str]] = {}
+    for subscription in subscriptions:
+        by_mode.setdefault(subscription.mode, []).append(subscription.instrument_key)
+    return tuple(
+        SubscribeRequest(mode=mode, keys=tuple(keys[start : start + MAX_KEYS]))
+        for mode, keys in by_mode.items()
+        for start in range(0, len(keys), MAX_KEYS)
+    )
+
+
+def excess(subscriptions: Iterable[Subscription]) -> dict[Mode, int]:
+    """Return how many keys of each mode are beyond what the broker serves on one connection; empty when all fit."""
+    counts: dict[Mode, int] = {}
+    for subscription in subscriptions:
+        counts[subscription.mode] = counts.get(subscription.mode, 0) + 1
+    combined = len(counts) > 1
+    over = {mode: count - LIMITS[mode][combined] for mode, count in counts.items()}
+    return {mode: count for mode, count in over.items() if count > 0}
+
+
+def request_bytes(guid: str, method: Method, mode: Mode | None, keys: Sequence[str]) -> bytes:
+    """Return a request as the payload of a binary frame; the broker ignores the same bytes in a text frame.
+
+    Args:
+        guid: any unique string; the broker never quotes it.
+        method: what to do with the keys.
+        mode: None with `unsub`, which has none.
+        keys: 1 to 500 instrument keys.
+    """
+    data: dict[str, object] = {} if mode is None else {"mode": mode.value}
+    data["instrumentKeys"] = list(keys)
+    message = {"guid": guid, "method": method.value, "data": data}
+    return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def new_guid(random: Random) -> str:
+    """Return 20 lower-case hexadecimal digits, the length that the broker's examples have."""
+    return f"{random.getrandbits(80):020x}"
+
+
+def backoff(random: Random, first_s: float = 1.0, cap_s: float = 30.0) -> Iterator[float]:
+    """Yield the seconds to wait before each further attempt, for ever.
+
+    Full jitter: each is uniform between 0 and a ceiling that doubles from first_s to cap_s, so that recorders thrown
+    off at one moment do not come back at one moment.
+    """
+    ceiling_s = min(first_s, cap_s)
+    while True:
+        yield random.uniform(0.0, ceiling_s)
+        ceiling_s = min(ceiling_s * 2.0, cap_s)
+
+
+class RateLimit:
+    """At most `calls` calls in any `window_s` seconds; the caller tells the time, monotonic, in seconds.
+
+    The broker allows far more (50 a second), but 2,000 in half an hour over all programs of a user; a connection that
+    opens and dies at once must not use that up.
+    """
+
+    def __init__(self, calls: int = 6, window_s: float = 60.0) -> None:
+        self._window_s = window_s
+        self._calls_s: deque[float] = deque(maxlen=calls)
+
+    def delay_s(self, now_s: float) -> float:
+        """Return how long to wait before the next call; 0 when it may be made now."""
+        if len(self._calls_s) < (self._calls_s.maxlen or 0):
+            return 0.0
+        return max(0.0, self._calls_s[0] + self._window_s - now_s)
+
+    def note(self, now_s: float) -> None:
+        """Remember that a call is made now."""
+        self._calls_s.append(now_s)

@@ -1,0 +1,484 @@
+"""The `tickvault` command. Every failure is one line with the next step, and an exit code; never a traceback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import click
+import structlog
+import typer
+
+from tickvault import __version__, logs, render, snapshots
+from tickvault import journal as journals
+from tickvault.batching import IST
+from tickvault.datafolder import holder
+from tickvault.errors import ConfigurationError, Refused, TickvaultError, TokenRefused
+from tickvault.pipeline import Outcome, Recorder, rewind
+from tickvault.settings import Settings, check_plaintext, load_settings, require_recordable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+
+__all__ = ["main"]
+
+_log: Final = structlog.get_logger(__name__)
+_FOLDER_OF_DEMO: Final = Path("demo-data")
+_HTTP_TIMEOUT_S: Final = 2.0
+
+_T = TypeVar("_T")
+
+app = typer.Typer(
+    name="tickvault",
+    help="Records the Upstox market data feed and loses none of it. `tickvault demo` needs no credentials.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+journal_app = typer.Typer(help="Look into the journal; also while a recorder runs.", no_args_is_help=True)
+app.add_typer(journal_app, name="journal")
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Data folder; default TICKVAULT_DATA_DIR.", show_default=False)
+]
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)]
+EnvFile = Annotated[Path, typer.Option("--env-file", help="File with settings as NAME=value.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Duration = Annotated[
+    float | None, typer.Option("--duration", min=0, help="Stop by itself after so many seconds.", show_default=False)
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"tickvault {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    duration: Duration = None, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
+) -> None:
+    """Record until stopped (Ctrl-C or SIGTERM: drain, say what remains), or for --duration seconds."""
+    settings = _settings(data_dir, config, env_file)
+    require_recordable(settings)
+    _configure_logs(settings, watched=sys.stderr.isatty())
+    for warning in (*settings.warnings, *check_plaintext(settings, _resolve)):
+        _log.warning("settings.warning", text=warning)
+    outcome = _until_stopped(lambda stopping: _watch(Recorder(settings), stopping, duration))
+    render.outcome(outcome)
+    if outcome.parked:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    duration: Duration = None,
+    instruments: Annotated[int, typer.Option("--instruments", help="How many instruments to simulate.")] = 100,
+    updates_per_second: Annotated[float, typer.Option("--updates-per-second", help="Over all instruments.")] = 200.0,
+) -> None:
+    """Run simulator and recorder together: no credentials, no database. Data goes to ./demo-data, fresh each time."""
+    given = os.environ.get("TICKVAULT_DATA_DIR", "").strip()
+    folder = Path(given) if given else _FOLDER_OF_DEMO
+    if not given:
+        _clear_demo(folder)
+    outcome = _until_stopped(lambda stopping: _demo(folder, instruments, updates_per_second, duration, stopping))
+    render.outcome(outcome)
+    query = "SELECT symbol, count(*) AS ticks, max(vtt) AS volume, last(ltp ORDER BY time) AS price FROM ticks GROUP BY ALL ORDER BY ticks DESC LIMIT 10"
+    command = shlex.join([_program(), "query", "--data-dir", str(folder), query])
+    render.console().print(f"\nLook at it:\n\n  {command}\n", soft_wrap=True, markup=False)
+    if outcome.parked:
+        raise typer.Exit(1)
+
+
+@app.command()
+def simulate(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 8765,
+    instruments: Annotated[int, typer.Option("--instruments", help="How many instruments to list.")] = 100,
+    updates_per_second: Annotated[float, typer.Option("--updates-per-second", help="Over all instruments.")] = 200.0,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same market.")] = 1,
+    script: Annotated[Path | None, typer.Option("--script", help="Faults to play; see docs/simulator.md.")] = None,
+    log: Annotated[Path | None, typer.Option("--log", help="Write every data frame sent to this file.")] = None,
+    duration: Duration = None,
+) -> None:
+    """Run only the simulator: an Upstox V3 server with a synthetic market."""
+    from tickvault.simulator.server import Simulator, serve  # noqa: PLC0415 - `run` must not pay for it
+    from tickvault.simulator.settings import SimulatorSettings  # noqa: PLC0415
+
+    logs.configure(level="info", form="auto", file=None, secrets=())
+    settings = SimulatorSettings(
+        host=host,
+        port=port,
+        instruments=instruments,
+        updates_per_second=updates_per_second,
+        seed=seed,
+        script=script,
+        log=log,
+    )
+
+    def ready(simulator: Simulator) -> None:
+        # On stdout and flushed: a script reads the address from here.
+        print(f"simulator listening on {simulator.url}", flush=True)  # noqa: T201 - the command's output
+        print(_try_it(simulator.url, len(simulator.instrument_keys)), flush=True)  # noqa: T201 - the command's output
+
+    async def play(stopping: asyncio.Event) -> None:
+        await _with_timer(serve(settings, stopping, ready), stopping, duration)
+
+    _until_stopped(play)
+
+
+@app.command()
+def status(
+    as_json: AsJson = False, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
+) -> None:
+    """Show what a running recorder is doing; without one, what its files tell."""
+    settings = _settings(data_dir, config, env_file)
+    folder = _recorded(settings.data_dir)
+    shown: dict[str, Any] | None = None
+    if (who := holder(folder)) is not None and who.http is not None:
+        token = settings.http.token.get_secret_value() if settings.http and settings.http.token else None
+        shown = asyncio.run(_ask(f"http://{who.http}/api/status", token))
+    one = snapshots.take(folder)
+    if shown is not None:
+        one = snapshots.with_feed(one, shown)
+    if as_json:
+        render.dump_json(one.json())
+    else:
+        render.snapshot(one)
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="SQL over ticks, candles, market_status, instruments, gaps.")],
+    form: Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")] = "table",
+    data_dir: DataDir = None,
+    config: Config = None,
+    env_file: EnvFile = Path(".env"),
+) -> None:
+    """Run DuckDB SQL over everything recorded, fresh to the last commit; times are shown in Asia/Kolkata."""
+    from tickvault import answers  # noqa: PLC0415 - duckdb: only what records is imported elsewhere
+
+    settings = _settings(data_dir, config, env_file)
+    answers.print_answer(_recorded(settings.data_dir), sql, form)
+
+
+@journal_app.command("stats")
+def journal_stats(
+    as_json: AsJson = False, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
+) -> None:
+    """Count what the journal holds and how far each sink is."""
+    one = snapshots.take(_recorded(_settings(data_dir, config, env_file).data_dir))
+    sinks = {
+        name: {
+            "cursor_seq": sink.cursor_seq,
+            "lag_frames": sink.lag_frames,
+            "lag_s": sink.lag_s,
+            "state": sink.state,
+        }
+        for name, sink in one.sinks.items()
+    }
+    counts = {name: getattr(one, name) for name in ("recorder_id", "frames", "first_seq", "last_seq", "bytes", "segments")}
+    if as_json:
+        render.dump_json({**counts, "sinks": sinks})
+        return
+    render.columns(counts.items())
+    render.table(
+        ("sink", "cursor_seq", "lag_frames", "lag_s", "state"), [(name, *sink.values()) for name, sink in sinks.items()]
+    )
+
+
+@journal_app.command("verify")
+def journal_verify(
+    as_json: AsJson = False, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
+) -> None:
+    """Read every checksum again; name what is damaged; exit 1 if anything is."""
+    folder = _recorded(_settings(data_dir, config, env_file).data_dir)
+    damaged = list(journals.verify(folder / "journal", running=holder(folder) is not None))
+    frames = journals.stats(folder / "journal").frames
+    if as_json:
+        render.dump_json({"ok": not damaged, "frames": frames, "damaged": damaged})
+    else:
+        for one in damaged:
+            typer.echo(one)
+        typer.echo(f"{len(damaged)} damaged" if damaged else f"{frames:,} frames, all whole")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command("rewind")
+def rewind_command(
+    sink: Annotated[str, typer.Option("--sink", help="Whose cursor to set back.")],
+    to_seq: Annotated[int | None, typer.Option("--to-seq", min=0, help="Deliver everything behind this again.")] = None,
+    to_time: Annotated[str | None, typer.Option("--to-time", help="Or everything received from then on (IST).")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    env_file: EnvFile = Path(".env"),
+) -> None:
+    """Deliver a part of the journal again; only while no recorder runs."""
+    if (to_seq is None) == (to_time is None):
+        raise ConfigurationError("expected exactly one of --to-seq N and --to-time T, e.g. --to-time 2026-11-23T09:15")
+    settings = _settings(data_dir, config, env_file)
+    at_ns = None if to_time is None else _time_ns(to_time)
+    cursor = rewind(
+        settings, sink, lambda folder: journals.last_seq_before(folder.journal, at_ns) if at_ns is not None else to_seq or 0
+    )
+    typer.echo(f"{sink} is at seq {cursor.seq}; everything behind it is delivered again at the next `tickvault run`")
+
+
+@app.command()
+def check(config: Config = None, env_file: EnvFile = Path(".env"), data_dir: DataDir = None) -> None:
+    """Check settings, token, instruments, every sink, disk and clock; exit 1 if anything is amiss."""
+    from tickvault.checks import run_checks  # noqa: PLC0415 - not needed to record
+
+    settings = _settings(data_dir, config, env_file)
+    _configure_logs(settings, watched=True)
+    rows = asyncio.run(run_checks(settings, _resolve))
+    render.table(("", "what", "found"), [("✔" if row.ok else "✘", row.what, row.found) for row in rows])
+    if not all(row.ok for row in rows):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        code = app(standalone_mode=False)
+    except TickvaultError as exc:
+        code = _fail(str(exc), 3 if isinstance(exc, TokenRefused) else exc.exit_code)
+    except click.ClickException as exc:
+        code = _fail(f"{exc.format_message()}; `tickvault {_command()}--help` shows what there is", 2)
+    except (KeyboardInterrupt, click.Abort):
+        code = 130
+    except BrokenPipeError:
+        # Whoever read our output has enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as exc:  # noqa: BLE001 - the last line of defence: no traceback reaches a user
+        if os.environ.get("TICKVAULT_LOG_LEVEL") == "debug":
+            raise
+        code = _fail(
+            f"unexpected {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else 'no text'}; this is a bug in "
+            "tickvault. TICKVAULT_LOG_LEVEL=debug shows where; please report it",
+            1,
+        )
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"tickvault: {text}", file=sys.stderr)  # noqa: T201 - the command's error
+    return code
+
+
+def _command() -> str:
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    known = [word for word in words[:1] if word in {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}]
+    return f"{known[0]} " if known else ""
+
+
+def _settings(data_dir: Path | None, config: Path | None, env_file: Path | None) -> Settings:
+    overrides = {} if data_dir is None else {"TICKVAULT_DATA_DIR": str(data_dir)}
+    return load_settings(environ=os.environ, env_file=env_file, config_file=config, overrides=overrides)
+
+
+def _configure_logs(settings: Settings, *, watched: bool) -> None:
+    influx, notify, http = settings.influx, settings.notify, settings.http
+    secrets = [
+        settings.upstox.access_token,
+        influx.token if influx else None,
+        influx.password if influx else None,
+        notify.secret if notify else None,
+        http.token if http else None,
+    ]
+    logs.configure(
+        level=settings.log_level,
+        form=settings.log_format,
+        file=settings.log_file,
+        secrets=[secret.get_secret_value() for secret in secrets if secret is not None],
+        watched=watched,
+    )
+
+
+def _recorded(folder: Path) -> Path:
+    if not (folder / "journal").is_dir():
+        raise Refused(
+            f"nothing is recorded in {folder}: expected a folder that `tickvault run` or `tickvault demo` has written; "
+            "name it with --data-dir or TICKVAULT_DATA_DIR"
+        )
+    return folder
+
+
+def _resolve(host: str) -> list[str]:
+    return [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+
+
+def _time_ns(text: str) -> int:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise ConfigurationError(f"--to-time: expected a time such as 2026-11-23T09:15, got {text!r}") from exc
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=IST)
+    return int(at.timestamp() * 1_000_000) * 1000
+
+
+def _until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, _T]]) -> _T:
+    """Run work that ends when its event is set: at the first SIGINT or SIGTERM; a second one ends the process."""
+
+    async def supervised() -> _T:
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        this = asyncio.current_task()
+        assert this is not None
+        second: list[signal.Signals] = []
+
+        def asked(which: signal.Signals) -> None:
+            if stopping.is_set():
+                second.append(which)
+                this.cancel()
+            stopping.set()
+
+        for which in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(which, asked, which)
+        try:
+            return await work(stopping)
+        except asyncio.CancelledError:
+            if second:
+                raise typer.Exit(128 + second[0]) from None
+            raise
+
+    try:
+        return asyncio.run(supervised())
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    """Return the one exception a task group is about."""
+    one: BaseException = group
+    while isinstance(one, BaseExceptionGroup):
+        one = one.exceptions[0]
+    return one
+
+
+async def _with_timer(work: Coroutine[Any, Any, _T], stopping: asyncio.Event, duration_s: float | None) -> _T:
+    """Run work; set `stopping` after a time."""
+    async with asyncio.TaskGroup() as group:
+        timer = group.create_task(_set_after(stopping, duration_s), name="timer")
+        try:
+            return await work
+        finally:
+            timer.cancel()
+
+
+async def _set_after(stopping: asyncio.Event, duration_s: float | None) -> None:
+    if duration_s is not None:
+        await asyncio.sleep(duration_s)
+        stopping.set()
+
+
+async def _watch(recorder: Recorder, stopping: asyncio.Event, duration_s: float | None) -> Outcome:
+    """Run a recorder with a live line on a terminal."""
+    if not sys.stderr.isatty():
+        return await _with_timer(recorder.run(stopping), stopping, duration_s)
+    with render.console(stderr=True).status("starting") as line:
+        async with asyncio.TaskGroup() as group:
+            shown = group.create_task(_show(recorder, line.update), name="progress")
+            try:
+                return await _with_timer(recorder.run(stopping), stopping, duration_s)
+            finally:
+                shown.cancel()
+
+
+async def _show(recorder: Recorder, show: Callable[[str], None]) -> None:
+    while True:
+        await asyncio.sleep(0.5)
+        # The folder may not be there yet, or just be closing.
+        with contextlib.suppress(OSError, TickvaultError):
+            show(render.live_line(await asyncio.to_thread(recorder.snapshot)))
+
+
+async def _demo(
+    folder: Path, instruments: int, updates_per_second: float, duration_s: float | None, stopping: asyncio.Event
+) -> Outcome:
+    from tickvault.simulator.server import Simulator  # noqa: PLC0415 - `run` must not pay for it
+    from tickvault.simulator.settings import SimulatorSettings  # noqa: PLC0415
+
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("TICKVAULT_LOG", "TICKVAULT_HTTP"))}
+    simulated = SimulatorSettings(instruments=instruments, updates_per_second=updates_per_second)
+    _configure_logs(load_settings(environ=kept, env_file=None), watched=True)
+    async with Simulator(simulated) as simulator:
+        # The user's own .env is for the real thing: nothing of the demo may reach a real store.
+        settings = load_settings(environ={**kept, **_demo_settings(simulator, folder)}, env_file=None)
+        render.console().print(f"Simulator on {simulator.url}, recording to {folder}/", soft_wrap=True)
+        if duration_s is None:
+            render.console().print("Ctrl-C ends it.")
+        return await _watch(Recorder(settings), stopping, duration_s)
+
+
+def _demo_settings(simulator: Any, folder: Path) -> Mapping[str, str]:
+    return {
+        "UPSTOX_ACCESS_TOKEN": "demo",
+        "UPSTOX_API_URL": simulator.url,
+        "UPSTOX_INSTRUMENTS_URL": f"{simulator.url}/market-quote/instruments/exchange/complete.json.gz",
+        "TICKVAULT_INSTRUMENTS": ",".join(simulator.instrument_keys),
+        "TICKVAULT_SINKS": "parquet",
+        "TICKVAULT_DATA_DIR": str(folder),
+    }
+
+
+def _clear_demo(folder: Path) -> None:
+    """Empty the demo's folder, if it is one."""
+    if not folder.exists():
+        return
+    if (who := holder(folder)) is not None:
+        raise Refused(f"{folder} is in use by pid {who.pid}; stop that demo first, or set TICKVAULT_DATA_DIR")
+    if any(folder.iterdir()) and not (folder / "lock").exists():
+        raise Refused(f"{folder} exists and was not made by tickvault; move it away, or set TICKVAULT_DATA_DIR")
+    shutil.rmtree(folder)
+
+
+def _program() -> str:
+    """Return how this program was called, so that a printed command works when pasted."""
+    path = Path(sys.argv[0])
+    if shutil.which(path.name) == str(path):
+        return path.name
+    with contextlib.suppress(ValueError):
+        return str(path.absolute().relative_to(Path.cwd()))
+    return str(path)
+
+
+def _try_it(url: str, instruments: int) -> str:
+    return (
+        f"{instruments} instruments; record them with\n"
+        f"  UPSTOX_API_URL={url} UPSTOX_TOKEN_URL={url}/token TICKVAULT_INSTRUMENTS_URL={url}/instruments "
+        f"UPSTOX_INSTRUMENTS_URL={url}/market-quote/instruments/exchange/complete.json.gz tickvault run"
+    )
+
+
+async def _ask(url: str, token: str | None) -> dict[str, Any] | None:
+    """Ask a running recorder for its status; None when it does not answer."""
+    import aiohttp  # noqa: PLC0415 - only here
+
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    local = re.sub(r"//(0\.0\.0\.0|\[::\])", "//127.0.0.1", url)
+    timeout = aiohttp.ClientTimeout(total=_HTTP_TIMEOUT_S)
+    try:
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(local, headers=headers) as answer:
+            if answer.status == 200:  # noqa: PLR2004 - the one that has a body for us
+                body: dict[str, Any] = await answer.json()
+                return body
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        pass
+    return None

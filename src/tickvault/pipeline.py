@@ -1,0 +1,420 @@
+"""The composition root: opens what a recorder consists of, runs it, and takes it down in order.
+
+Two nested stages: deliveries outside, intake inside. Leaving the inner one means that nothing new will be journalled;
+only then do deliveries finish. Stopping is data (an event), cancelling is failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+import structlog
+
+from tickvault import __version__, snapshots
+from tickvault import journal as journals
+from tickvault.brokers.upstox.api import UpstoxApi
+from tickvault.brokers.upstox.feed import Feed
+from tickvault.brokers.upstox.instruments import InstrumentList, InstrumentsUrl
+from tickvault.brokers.upstox.tokens import StaticToken, TokenUrl
+from tickvault.datafolder import DataFolder
+from tickvault.delivery import Delivery
+from tickvault.errors import FeedUnavailable, Refused
+from tickvault.health import FeedHealth
+from tickvault.intake import Intake, Progress, commit, gap_notices
+from tickvault.journal import Fact, Journal
+from tickvault.ledger import KINDS, Ledger
+from tickvault.notify import Notifier
+from tickvault.rewind import Cursors
+from tickvault.sinks.influx import InfluxSink
+from tickvault.sinks.parquet import ParquetSink, ParquetStore
+from tickvault.state import State
+from tickvault.web.status import StatusServer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tickvault.health import Snapshot
+    from tickvault.model import Gap, Sink, Subscription
+    from tickvault.settings import InfluxSettings, NotifySettings, Settings
+    from tickvault.state import Cursor
+
+__all__ = ["Outcome", "Recorder", "influx_sink", "rewind"]
+
+_log: Final = structlog.get_logger(__name__)
+_MESSAGES: Final = {
+    "influx": "Data feed has been successfully transferred to InfluxDB",
+    "parquet": "Data feed has been successfully stored as Parquet",
+}
+_REFRESH_PAUSE_S: Final = 60.0  # between tries to get the master list while recording without it
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        received: frames taken from the feed.
+        journalled: frames made durable.
+        stored: sink → frames delivered; `rows`: sink → table → rows.
+        remaining: sink → frames that still wait in the journal, for those that are behind.
+        parked: sinks that were parked.
+    """
+
+    received: int = 0
+    journalled: int = 0
+    stored: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, dict[str, int]] = field(default_factory=dict)
+    remaining: dict[str, int] = field(default_factory=dict)
+    parked: list[str] = field(default_factory=list)
+
+
+class Recorder:
+    """One recorder on one data folder."""
+
+    def __init__(self, settings: Settings, *, wall_ns: Callable[[], int] = time.time_ns) -> None:
+        self._settings = settings
+        self._wall_ns = wall_ns
+        self._rng = random.Random()  # noqa: S311 - jitter, not a secret
+        self._started_s = time.monotonic()
+        self._feed: Feed | None = None
+        self._intake: Intake | None = None
+        self._deliveries: list[Delivery] = []
+
+    async def run(self, stopping: asyncio.Event) -> Outcome:
+        """Record until `stopping` is set, then drain for at most `shutdown_s`.
+
+        Raises:
+            Refused: the data folder, or the status address, cannot be had.
+            TokenRefused: the very first authorize refused a static token.
+        """
+        async with AsyncExitStack() as stack:
+            folder = stack.enter_context(DataFolder(self._settings.data_dir))
+            state, _ = State.open(
+                folder.state,
+                notify_interval_ns=int((self._settings.notify.interval_s if self._settings.notify else 0) * 1e9),
+                events=_wanted_events(self._settings.notify),
+            )
+            stack.callback(state.close)
+            journal = await asyncio.to_thread(Journal.open, folder.journal, state, wall_ns=self._wall_ns)
+            first_seq = journal.last_seq
+            executor = ThreadPoolExecutor(1, thread_name_prefix="journal")
+            stack.callback(_close_journal, executor, journal)
+            await asyncio.to_thread(_reconcile_gaps, folder, journal, state, self._wall_ns())
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            await self._serve_status(stack, folder)
+            self._intake = Intake(
+                max_frames=self._settings.queue_frames, max_bytes=self._settings.queue_bytes, wall_ns=self._wall_ns
+            )
+            stage = _Stage(folder, state, journal, executor, session, Progress(journal.last_seq), self._intake)
+            self._deliveries = await self._open_deliveries(stack, stage)
+            _log.info("recorder.started", recorder_id=journal.recorder_id, seq=journal.last_seq, version=__version__)
+            await self._deliver(stage, stopping)
+            outcome = self._outcome(journal.last_seq - first_seq, state, journal.last_seq)
+            _log.info("recorder.stopped", received=outcome.received, journalled=outcome.journalled)
+            return outcome
+
+    def snapshot(self) -> Snapshot:
+        """Return how the recorder is; reads files, so call it in a thread."""
+        uptime_s = round(time.monotonic() - self._started_s, 1)
+        return snapshots.take(self._settings.data_dir, uptime_s=uptime_s, feed=self._feed_health())
+
+    async def _deliver(self, stage: _Stage, stopping: asyncio.Event) -> None:
+        """Run deliveries and webhook around the intake."""
+        told = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            deliveries = [
+                group.create_task(delivery.run(), name=f"deliver:{delivery.name}") for delivery in self._deliveries
+            ]
+            if self._settings.notify is not None:
+                group.create_task(self._notifier(stage, self._settings.notify).run(told), name="notify")
+            failure = await self._take_in(stage, stopping)
+            stage.drained.set()
+            await stage.progress.wake()
+            if deliveries:
+                await asyncio.wait(deliveries, timeout=self._settings.shutdown_s)
+            for task in deliveries:
+                task.cancel()
+            told.set()
+        if failure is not None:
+            raise failure
+
+    async def _take_in(self, stage: _Stage, stopping: asyncio.Event) -> Exception | None:
+        """Receive and journal until told to stop; return what ended it before."""
+        failure: Exception | None = None
+        feed, definitions = self._open_feed(stage)
+        self._feed = feed
+        async with asyncio.TaskGroup() as group:
+            group.create_task(
+                stage.intake.record(stage.journal, stage.state, stage.executor, stage.progress), name="record"
+            )
+            keeper = group.create_task(definitions.keep(), name="definitions")
+            try:
+                await feed.run(stopping)
+            except Exception as exc:  # noqa: BLE001 - whatever ends intake, what is queued is journalled first
+                failure = exc
+            finally:
+                keeper.cancel()
+                await stage.intake.close()
+        await stage.in_journal(Fact("stop", {"reason": "failed" if failure else "asked to"}))
+        return failure
+
+    def _open_feed(self, stage: _Stage) -> tuple[Feed, _Definitions]:
+        upstox = self._settings.upstox
+        listed = self._settings.subscriptions
+        if self._settings.instruments_list_url is not None:
+            subscriptions: Callable[[], Awaitable[tuple[Subscription, ...]]] = InstrumentsUrl(
+                self._settings.instruments_list_url, stage.session, self._settings.mode
+            )
+        else:
+
+            async def subscriptions() -> tuple[Subscription, ...]:
+                return listed
+
+        if upstox.access_token is not None:
+            tokens: StaticToken | TokenUrl = StaticToken(upstox.access_token.get_secret_value())
+        else:
+            assert upstox.token_url is not None
+            tokens = TokenUrl(upstox.token_url, stage.session)
+        master = None
+        if upstox.instruments_url is not None:
+            master = InstrumentList(url=upstox.instruments_url, cache_dir=stage.folder.path, session=stage.session)
+        definitions = _Definitions(master, stage)
+        feed = Feed(
+            api=UpstoxApi(upstox.api_url, stage.session),
+            tokens=tokens,
+            subscriptions=subscriptions,
+            inbox=stage.intake,
+            before_subscribe=definitions.bring_into_force,
+            session=stage.session,
+            clock_ns=self._wall_ns,
+            random=self._rng,
+            first_conn=stage.journal.last_conn + 1,
+        )
+        return feed, definitions
+
+    async def _open_deliveries(self, stack: AsyncExitStack, stage: _Stage) -> list[Delivery]:
+        cursors = Cursors(stage.journal, stage.state, stage.folder.journal)
+        deliveries = []
+        for name in self._settings.sinks:
+            sink, store = self._open_sink(name, stage)
+            stack.push_async_callback(sink.aclose)
+            cursor: Cursor = await asyncio.to_thread(cursors.open, name, store)
+            deliveries.append(
+                Delivery(
+                    sink,
+                    cursor,
+                    folder=stage.folder.journal,
+                    recorder_id=stage.journal.recorder_id,
+                    state=stage.state,
+                    progress=stage.progress,
+                    journal_fact=stage.in_journal,
+                    drained=stage.drained,
+                    wall_ns=self._wall_ns,
+                    rng=self._rng,
+                    message=_MESSAGES.get(name, f"Data feed has been successfully transferred to {name}"),
+                )
+            )
+        return deliveries
+
+    def _open_sink(self, name: str, stage: _Stage) -> tuple[Sink, ParquetStore | None]:
+        if name == "parquet":
+            store = ParquetStore(stage.folder.parquet, stage.journal.recorder_id)
+            return ParquetSink(store), store
+        if name == "influx" and self._settings.influx is not None:
+            return influx_sink(self._settings.influx), None
+        raise Refused(f"the sink {name!r} is not part of this version; remove it from TICKVAULT_SINKS")
+
+    def _notifier(self, stage: _Stage, notify: NotifySettings) -> Notifier:
+        return Notifier(
+            stage.state,
+            stage.session,
+            url=notify.url,
+            secret=notify.secret.get_secret_value() if notify.secret else None,
+            retry_s=notify.retry_s,
+            wall_ns=self._wall_ns,
+            rng=self._rng,
+        )
+
+    async def _serve_status(self, stack: AsyncExitStack, folder: DataFolder) -> None:
+        http = self._settings.http
+        if http is None:
+            return
+        token = http.token.get_secret_value() if http.token else None
+        server = StatusServer(self.snapshot, host=http.host, port=http.port, token=token)
+        try:
+            address = await server.start()
+        except Refused as exc:
+            if http.explicit:
+                raise
+            # Nobody asked for the default address by name; recording matters more than showing it.
+            _log.warning("status.unavailable", error=str(exc))
+            return
+        stack.push_async_callback(server.stop)
+        folder.announce(address)
+        _log.info("status.serving", url=f"http://{address}/")
+
+    def _feed_health(self) -> FeedHealth | None:
+        feed, intake = self._feed, self._intake
+        if feed is None or intake is None:
+            return None
+        age_s = None if feed.last_frame_s is None else round(time.monotonic() - feed.last_frame_s, 3)
+        return FeedHealth(
+            state=str(feed.state),
+            conn=feed.conn,
+            frames=feed.frames,
+            reconnects=feed.reconnects,
+            last_frame_age_s=age_s,
+            queued=intake.queued,
+            queue_waits=intake.waits,
+            held_s=round(feed.held_s, 3),
+            last_error=feed.last_error,
+        )
+
+    def _outcome(self, journalled: int, state: State, last_seq: int) -> Outcome:
+        cursors = [cursor for cursor in state.cursors() if cursor.sink in self._settings.sinks]
+        return Outcome(
+            received=self._feed.frames if self._feed else 0,
+            journalled=journalled,
+            stored={one.name: one.frames for one in self._deliveries},
+            rows={one.name: dict(one.rows) for one in self._deliveries},
+            remaining={one.sink: last_seq - one.seq for one in cursors if one.seq < last_seq},
+            parked=[one.sink for one in cursors if one.state == "parked"],
+        )
+
+
+@dataclass(slots=True)
+class _Stage:
+    """What one run shares."""
+
+    folder: DataFolder
+    state: State
+    journal: Journal
+    executor: ThreadPoolExecutor
+    session: aiohttp.ClientSession
+    progress: Progress
+    intake: Intake
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def in_journal(self, fact: Fact) -> None:
+        """Commit one fact, in the journal's thread."""
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.run_in_executor(self.executor, commit, self.journal, self.state, [fact]))
+
+
+class _Definitions:
+    """Brings instrument definitions into force: before a subscribe what can be had at once, the rest when it comes."""
+
+    def __init__(self, master: InstrumentList | None, stage: _Stage) -> None:
+        self._master = master
+        self._stage = stage
+        self._keys: tuple[str, ...] = ()
+        self._wanting = asyncio.Event()
+
+    async def bring_into_force(self, subscriptions: tuple[Subscription, ...]) -> None:
+        """Journal the definitions of what is about to be subscribed to, as far as they differ from those in force."""
+        if self._master is None:
+            return
+        self._keys = tuple(one.instrument_key for one in subscriptions)
+        found = await self._master.definitions(self._keys)
+        if fact := self._stage.journal.define(found):
+            await self._stage.intake.fact(fact.kind, fact.body)
+        if not self._master.fresh:
+            self._wanting.set()
+
+    async def keep(self) -> None:
+        """Get the list in the background when it could not be had in time."""
+        while True:
+            await self._wanting.wait()
+            assert self._master is not None
+            try:
+                await self._master.refresh()
+            except FeedUnavailable as exc:
+                _log.info("instruments.waiting", error=str(exc), next_try_s=_REFRESH_PAUSE_S)
+                await asyncio.sleep(_REFRESH_PAUSE_S)
+                continue
+            self._wanting.clear()
+            if fact := self._stage.journal.define(await self._master.lookup(self._keys)):
+                await self._stage.intake.fact(fact.kind, fact.body)
+
+
+def influx_sink(settings: InfluxSettings) -> InfluxSink:
+    """Return the sink that the settings describe."""
+    return InfluxSink(
+        url=settings.url,
+        bucket=settings.bucket or "tickvault",
+        org=settings.org or "",
+        token=settings.token.get_secret_value() if settings.token else None,
+        username=settings.username,
+        password=settings.password.get_secret_value() if settings.password else None,
+        api=settings.api,
+        layouts=settings.layouts,
+        depth=settings.depth,
+    )
+
+
+def rewind(settings: Settings, sink: str, to_seq: Callable[[DataFolder], int]) -> Cursor:
+    """Set a sink's cursor back; the command, run while no recorder does.
+
+    Args:
+        settings: which folder.
+        sink: its name.
+        to_seq: finds the seq to go back to in the folder.
+
+    Raises:
+        Refused: a recorder runs, the sink is unknown, or the journal no longer holds it.
+    """
+    if not (settings.data_dir / "journal").is_dir():
+        raise Refused(f"nothing is recorded in {settings.data_dir}; name the folder with TICKVAULT_DATA_DIR")
+    with DataFolder(settings.data_dir) as folder:
+        state, _ = State.open(folder.state)
+        try:
+            known = [cursor.sink for cursor in state.cursors()]
+            if sink not in known and sink != "parquet":
+                raise Refused(f"no sink {sink!r} has delivered from {settings.data_dir}; known: {', '.join(known) or 'none'}")
+            journal = Journal.open(folder.journal, state)
+            try:
+                store = ParquetStore(folder.parquet, journal.recorder_id) if sink == "parquet" else None
+                cursor = Cursors(journal, state, folder.journal).rewind(sink, to_seq(folder), store)
+                journal.append([Fact("stop", {"reason": "rewound"})])
+                return cursor
+            finally:
+                journal.close()
+        finally:
+            state.close()
+
+
+def _wanted_events(notify: NotifySettings | None) -> frozenset[str] | None:
+    """Return the kinds of events that the outbox keeps (state.State.open)."""
+    if notify is None:
+        return frozenset()
+    if notify.events is None:
+        return None
+    if notify.sinks is None:
+        return frozenset(notify.events)
+    return frozenset(f"{event}:{sink}" for event in notify.events for sink in notify.sinks)
+
+
+def _reconcile_gaps(folder: DataFolder, journal: Journal, state: State, now_ns: int) -> None:
+    """Bring the state's gaps up to the journal's: what a crash kept from being written, and the `start` just made."""
+    gaps: dict[tuple[str, str, int], Gap] = {}
+    fold = Ledger()
+    for event in journals.events(folder.journal, KINDS):
+        for gap in fold.apply(event):
+            gaps[gap.scope, gap.subject, gap.opened_ns] = gap
+    known = {(gap.scope, gap.subject, gap.opened_ns): gap for gap in state.gaps()}
+    changed = [gap for key, gap in gaps.items() if known.get(key) != gap]
+    if changed:
+        notices = gap_notices(changed, recorder_id=journal.recorder_id, seq=journal.last_seq)
+        state.put_gaps(changed, notices=notices, now_ns=now_ns)
+
+
+def _close_journal(executor: ThreadPoolExecutor, journal: Journal) -> None:
+    executor.submit(journal.close).result()
+    executor.shutdown()

@@ -1,0 +1,169 @@
+"""One client's WebSocket: takes its requests, sends it snapshots and conflated updates."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import WSMsgType, web
+
+from tickvault.simulator.subscriptions import Answer, parse_request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tickvault.simulator.exchange import Exchange
+    from tickvault.simulator.subscriptions import Subscriptions
+
+__all__ = ["Connection"]
+
+_QUEUED: Final = 256  # snapshots and hand-made frames; at the bound requests wait, and TCP holds the client
+_POLL_S: Final = 0.02
+_CLOSE_S: Final = 1.0
+
+
+class Connection:
+    """One open WebSocket.
+
+    Attributes:
+        number: counts connections from 1.
+        subscriptions: what it has asked for.
+        dirty: position → parts changed since it was last told.
+        gone: set when it has ended.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        request: web.Request,
+        socket: web.WebSocketResponse,
+        subscriptions: Subscriptions,
+        exchange: Exchange,
+        ping_after_s: float,
+    ) -> None:
+        """Take over a WebSocket whose handshake is done."""
+        self.number, self.subscriptions = number, subscriptions
+        self.dirty: dict[int, int] = {}
+        self.gone = asyncio.Event()
+        self._request, self._socket, self._exchange = request, socket, exchange
+        self._ping_after_s = ping_after_s
+        # bytes: a frame as it is; Answer: a snapshot; None: whatever is dirty by then.
+        self._queue: asyncio.Queue[bytes | Answer | None] = asyncio.Queue(_QUEUED)
+        self._awaited: set[int] = set()  # snapshot not sent yet
+        self._flushing = False
+
+    async def run(self) -> None:
+        """Serve until either side closes."""
+        async with asyncio.TaskGroup() as tasks:
+            sender = tasks.create_task(self._send(), name=f"simulator-send-{self.number}")
+            await self._receive()
+            sender.cancel()
+
+    def offer(self, payload: bytes) -> bool:
+        """Queue a frame as it is; False if the client is too far behind for that."""
+        try:
+            self._queue.put_nowait(payload)
+        except asyncio.QueueFull:
+            return False
+        return True
+
+    def mark(self, changes: Mapping[int, int]) -> None:
+        """Note what has changed; it is sent, merged, as soon as the client takes it."""
+        modes, awaited, dirty = self.subscriptions.modes, self._awaited, self.dirty
+        for position, parts in changes.items():
+            if position in modes and position not in awaited:
+                dirty[position] = dirty.get(position, 0) | parts
+        if dirty and not self._flushing:
+            self._flushing = self._offer_flush()
+
+    def take_dirty(self) -> dict[int, int]:
+        """Hand over what has changed, and start collecting anew."""
+        taken, self.dirty, self._flushing = self.dirty, {}, False
+        return taken
+
+    def told(self, answer: Answer) -> None:
+        """Note that a snapshot is about to be sent: what changed before it is in it."""
+        self._awaited.difference_update(answer.positions)
+        for position in answer.positions:
+            self.dirty.pop(position, None)
+
+    async def send(self, payload: bytes) -> None:
+        """Send one data frame; waits while TCP holds us."""
+        await self._socket.send_bytes(payload)
+
+    async def close(self, code: int) -> None:
+        """Close with a close frame; a client that does not answer is cut off."""
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self._socket.close(code=code)
+        except TimeoutError:
+            self.abort()
+
+    def abort(self) -> None:
+        """Reset the TCP connection: the client sees neither a close frame nor an orderly end."""
+        transport = self._request.transport
+        if transport is None:
+            return
+        raw = transport.get_extra_info("socket")
+        if raw is not None:
+            # Lingering for 0 s makes the kernel send RST instead of FIN.
+            with contextlib.suppress(OSError):
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+
+    def hold_reading(self, *, hold: bool) -> None:
+        """Stop taking bytes from the socket, pings included, or go on."""
+        transport = self._request.transport
+        if transport is not None and not transport.is_closing():
+            (transport.pause_reading if hold else transport.resume_reading)()
+
+    async def _receive(self) -> None:
+        async for message in self._socket:
+            # A text frame is ignored, even with a well-formed request in it.
+            if message.type is not WSMsgType.BINARY or self._exchange.ignores_requests():
+                continue
+            request = parse_request(message.data)
+            if request is None:
+                continue
+            answer = self.subscriptions.apply(request)
+            self._exchange.subscribed(answer)
+            if answer.positions or answer.malformed:
+                self._awaited.update(answer.positions)
+                await self._queue.put(answer)
+
+    async def _send(self) -> None:
+        # ConnectionResetError: the client is gone; the receiving side sees it too and ends the connection.
+        with contextlib.suppress(ConnectionResetError):
+            while True:
+                item = await self._next()
+                await self._audible()
+                payload, updates = (item, 0) if isinstance(item, bytes) else self._exchange.render(self, item)
+                if payload:
+                    await self._exchange.deliver(self, payload, updates)
+
+    async def _next(self) -> bytes | Answer | None:
+        while True:
+            try:
+                async with asyncio.timeout(self._ping_after_s):
+                    return await self._queue.get()
+            except TimeoutError:
+                await self._socket.ping()
+
+    async def _audible(self) -> None:
+        waited_s = 0.0
+        while self._exchange.withholds():
+            await asyncio.sleep(_POLL_S)
+            waited_s += _POLL_S
+            if waited_s >= self._ping_after_s:
+                waited_s = 0.0
+                await self._socket.ping()
+
+    def _offer_flush(self) -> bool:
+        try:
+            self._queue.put_nowait(None)
+        except asyncio.QueueFull:
+            return False
+        return True

@@ -1,0 +1,187 @@
+"""The exchange behind the sockets: its clock, who watches what, and the frames that tell them.
+
+The clock never waits for a client. A slow one is told less often, with changes merged: that is what conflation is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from tickvault.model import Mode
+from tickvault.simulator.frames import SEGMENTS, data_frame, empty_entry, market_info
+from tickvault.simulator.market import ALL, Market, Watch
+from tickvault.simulator.script import Auction, Deaf, Halt, MarketStatus, Mute, Slow, Stall, Timed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tickvault.simulator.connection import Connection
+    from tickvault.simulator.framelog import FrameLog
+    from tickvault.simulator.gate import Conditions
+    from tickvault.simulator.settings import SimulatorSettings
+    from tickvault.simulator.subscriptions import Answer
+    from tickvault.simulator.universe import Instrument
+
+__all__ = ["Exchange", "pace", "wall_ms"]
+
+_GRID_S: Final = 0.15
+_CHANCE: Final = 0.6  # of a frame at a point of the grid: 4 a second
+_SHORTEST_S: Final = 0.001  # about what the loop's timers can do
+
+T = TypeVar("T", bound=Timed)
+
+
+def wall_ms() -> int:
+    """Return the UTC wall clock in ms."""
+    return time.time_ns() // 1_000_000
+
+
+def pace(watched: int, rate: float) -> tuple[float, float]:
+    """Return (seconds between points of the grid, chance of a frame at each) that carries `rate` updates a second.
+
+    The broker's own grid, as long as a frame then has at most half of what is watched in it; beyond that, which no
+    broker sends, frames follow one another faster, so that a benchmark gets its rate from few instruments too.
+    """
+    if watched == 0 or rate * _GRID_S / _CHANCE <= watched / 2:
+        return _GRID_S, _CHANCE
+    return max(_SHORTEST_S, watched / 2 / rate), 1.0
+
+
+class Exchange:
+    """The market and everybody connected to it.
+
+    Attributes:
+        connections: number → open connection.
+        frames_sent: data frames handed to TCP.
+        updates_sent: instrument entries in the live frames among them.
+        log: where frames are recorded before they are sent.
+    """
+
+    def __init__(
+        self,
+        universe: Sequence[Instrument],
+        settings: SimulatorSettings,
+        conditions: Conditions,
+        now_ms: Callable[[], int],
+    ) -> None:
+        """List the universe at the present time; nobody is connected."""
+        self.connections: dict[int, Connection] = {}
+        self.frames_sent = 0
+        self.updates_sent = 0
+        self.log: FrameLog | None = None
+        self._universe, self._conditions, self._now_ms = universe, conditions, now_ms
+        self._rate = settings.updates_per_second
+        self._market = Market(universe, seed=settings.seed, start_ms=now_ms())
+        self._watch = Watch(self._market.weights, {})
+        self._rng = random.Random(settings.seed)  # noqa: S311  # when frames go out, not a secret
+        self._statuses = dict.fromkeys(SEGMENTS, "NORMAL_OPEN")
+        self._cas: dict[str, tuple[str, int]] = {}
+        self._pre_open: dict[str, tuple[str, int]] = {}
+
+    def holds(self, kind: type[T]) -> T | None:
+        """Return the fault of this kind that is in force."""
+        return self._conditions.now(kind, asyncio.get_running_loop().time())
+
+    def ignores_requests(self) -> bool:
+        """Say whether requests are to be ignored."""
+        return self.holds(Deaf) is not None
+
+    def withholds(self) -> bool:
+        """Say whether data is to be held back."""
+        return self.holds(Mute) is not None or self.holds(Stall) is not None
+
+    def subscribed(self, answer: Answer) -> None:
+        """Watch what a connection now wants; what nobody looked at so far is brought up to the present."""
+        now_ms = self._now_ms()
+        for position in answer.positions:
+            if position not in self._watch.books:
+                self._market.look(position, now_ms)
+        self.watch_again()
+
+    def watch_again(self) -> None:
+        """Find out anew what anybody is subscribed to."""
+        books: dict[int, bool] = {}
+        for connection in self.connections.values():
+            for position, mode in connection.subscriptions.modes.items():
+                books[position] = books.get(position, False) or mode is not Mode.LTPC
+        self._watch = Watch(self._market.weights, books)
+
+    def render(self, connection: Connection, item: Answer | None) -> tuple[bytes, int]:
+        """Build the frame of a snapshot, or of what has changed (None), and count its updates; empty without any."""
+        now_ms, look, modes = self._now_ms(), self._market.look, connection.subscriptions.modes
+        auction = self._market.auction
+        if item is None:
+            changes = connection.take_dirty()
+            entries = [(look(i, now_ms, fresh=False), modes[i], parts) for i, parts in changes.items() if i in modes]
+            if not entries:
+                return b"", 0
+            frame = data_frame(entries, now_ms, snapshot=False, auction=auction)
+            return frame.SerializeToString(deterministic=True), len(entries)
+        connection.told(item)
+        entries = [(look(i, now_ms, fresh=False), item.mode, ALL) for i in item.positions]
+        frame = data_frame(entries, now_ms, snapshot=True, auction=auction)
+        for key in item.malformed:
+            empty_entry(frame.feeds[key], item.mode)
+        return frame.SerializeToString(deterministic=True), 0
+
+    async def deliver(self, connection: Connection, payload: bytes, updates: int) -> None:
+        """Log a frame, then send it: the log has every frame that left, and perhaps a last one that did not."""
+        if self.log is not None:
+            await self.log.record(connection.number, payload)
+        await connection.send(payload)
+        self.frames_sent += 1
+        self.updates_sent += updates
+
+    def status(self) -> bytes:
+        """Return a `market_info` frame with every status as it is now."""
+        frame = market_info(self._now_ms(), self._statuses, cas=self._cas, pre_open=self._pre_open)
+        return frame.SerializeToString(deterministic=True)
+
+    def set_status(self, step: MarketStatus) -> None:
+        """Change a status; the caller tells everybody."""
+        if step.scope == "segment":
+            self._statuses[step.segment] = step.status
+        else:
+            scope = self._cas if step.scope == "cas" else self._pre_open
+            scope[step.segment] = (step.status, self._now_ms())
+
+    async def run_clock(self) -> None:
+        """Let the market change, for ever, and note for every connection what has."""
+        loop = asyncio.get_running_loop()
+        due_s = told_s = loop.time()
+        owed = 0.0
+        while True:
+            slow = self.holds(Slow)
+            factor = 1.0 if slow is None else slow.factor
+            watch, share = self._open_watch()
+            rate = self._rate * share
+            grid_s, chance = pace(len(watch.positions), rate)
+            # Never catch up with frames missed; what they would have carried is owed, for up to a second.
+            due_s = max(due_s + grid_s * factor, loop.time())
+            await asyncio.sleep(due_s - loop.time())
+            if self._rng.random() >= chance:
+                continue
+            now_s = loop.time()
+            owed = min(owed + rate / factor * (now_s - told_s), rate + 1.0)
+            told_s = now_s
+            count = min(int(owed), len(watch.positions))
+            if count:
+                owed -= count
+                self._tick(watch, count)
+
+    def _tick(self, watch: Watch, count: int) -> None:
+        self._market.auction = self.holds(Auction) is not None
+        changes = self._market.advance(self._now_ms(), watch, count)
+        for connection in self.connections.values():
+            connection.mark(changes)
+
+    def _open_watch(self) -> tuple[Watch, float]:
+        """Return what may change now, and its share of everything watched."""
+        halt, watch = self.holds(Halt), self._watch
+        if halt is None or not watch.positions:
+            return watch, 1.0
+        books = {i: b for i, b in watch.books.items() if halt.segment not in {"", self._universe[i].segment}}
+        return Watch(self._market.weights, books), len(books) / len(watch.books)

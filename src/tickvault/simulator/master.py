@@ -1,0 +1,66 @@
+"""The master list in the broker's format (pure)."""
+
+from __future__ import annotations
+
+import datetime as dt
+import gzip
+import json
+from typing import TYPE_CHECKING, Final
+
+from tickvault.simulator.universe import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tickvault.simulator.universe import Instrument
+
+__all__ = ["master_list", "master_row"]
+
+_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30))
+_FREEZE_LOTS: Final = 24.0  # an order of more lots than this has to be split; the true figure differs by instrument
+
+
+def master_list(universe: Sequence[Instrument]) -> bytes:
+    """Return the gzipped JSON array; the same bytes for the same universe."""
+    rows = [master_row(one, universe) for one in universe]
+    return gzip.compress(json.dumps(rows, separators=(",", ":")).encode(), compresslevel=6, mtime=0)
+
+
+def master_row(one: Instrument, universe: Sequence[Instrument]) -> dict[str, object]:
+    """Describe one instrument with the broker's field names, types and units (tick_size in paise, expiry in ms)."""
+    row: dict[str, object] = {
+        "segment": one.segment,
+        "name": one.name,
+        "exchange": "NSE",
+        "instrument_type": str(one.kind),
+        "instrument_key": one.key,
+        "exchange_token": one.exchange_token,
+        "trading_symbol": one.symbol,
+    }
+    if one.cas_eligible:
+        row["cas_eligible"] = True  # never present as false
+    if one.kind is Kind.INDEX:
+        return row
+    row |= {
+        "lot_size": one.lot_size,
+        "freeze_quantity": 100_000.0 if one.underlying is None else one.lot_size * _FREEZE_LOTS,
+        "tick_size": float(one.tick_paise),
+        "qty_multiplier": 1.0,
+    }
+    if one.underlying is None or one.expiry is None:
+        return row | {"isin": one.isin, "short_name": one.symbol, "security_type": "NORMAL"}
+    spot = universe[one.underlying]
+    kind = "EQUITY" if spot.kind is Kind.EQUITY else "INDEX"
+    last = dt.datetime.combine(one.expiry, dt.time(23, 59, 59), _IST)
+    return row | {
+        "weekly": one.weekly,
+        "expiry": int(last.timestamp()) * 1000,
+        "minimum_lot": one.lot_size,
+        "strike_price": one.strike,
+        "underlying_key": spot.key,
+        "underlying_symbol": spot.symbol,
+        "underlying_type": kind,
+        "asset_key": spot.key,
+        "asset_symbol": spot.symbol,
+        "asset_type": kind,
+    }

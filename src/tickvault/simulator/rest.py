@@ -1,0 +1,111 @@
+"""The HTTP side: authorize, redirect, token, lists."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from tickvault.simulator.master import master_list
+from tickvault.simulator.script import Refuse, RejectToken
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tickvault.simulator.gate import Conditions, Gate
+    from tickvault.simulator.universe import Instrument
+
+__all__ = ["AUTHORIZE_PATH", "DIRECT_PATH", "FEED_PATH", "INSTRUMENTS_PATH", "MASTER_PATH", "TOKEN_PATH", "Rest"]
+
+DIRECT_PATH: Final = "/v3/feed/market-data-feed"
+AUTHORIZE_PATH: Final = f"{DIRECT_PATH}/authorize"
+FEED_PATH: Final = "/market-data-feeder/v3/upstox-developer-api/feeds"
+MASTER_PATH: Final = "/market-quote/instruments/exchange/complete.json.gz"
+TOKEN_PATH: Final = "/token"  # noqa: S105  # a path
+INSTRUMENTS_PATH: Final = "/instruments"
+
+_CODES: Final = {400: "UDAPI10000", 401: "UDAPI100050", 403: "UDAPI100067", 404: "UDAPI100060", 429: "UDAPI10005"}
+_MESSAGES: Final = {401: "Invalid token used to access API", 429: "Too Many Request Sent"}
+
+
+class Rest:
+    """Handlers of everything that is not a WebSocket."""
+
+    def __init__(self, universe: Sequence[Instrument], gate: Gate, conditions: Conditions) -> None:
+        """Serve the universe's lists, and let in whom the gate lets in."""
+        self._universe, self._gate, self._conditions = universe, gate, conditions
+        self._master = b""
+        self._etag = ""
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return what this class serves."""
+        return [
+            web.get(AUTHORIZE_PATH, self.authorize),
+            web.get(DIRECT_PATH, self.redirect),
+            web.get(TOKEN_PATH, self.token),
+            web.get(INSTRUMENTS_PATH, self.instruments),
+            web.get(MASTER_PATH, self.master),
+        ]
+
+    async def authorize(self, request: web.Request) -> web.Response:
+        """Give a single-use WebSocket address for a token."""
+        if (refusal := self._refusal(request)) is not None:
+            return refusal
+        address = self._address(request)
+        data = {"authorized_redirect_uri": address, "authorizedRedirectUri": address}
+        return web.json_response({"status": "success", "data": data})
+
+    async def redirect(self, request: web.Request) -> web.Response:
+        """Answer the direct WebSocket handshake with the address to follow."""
+        if (refusal := self._refusal(request)) is not None:
+            return refusal
+        return web.Response(status=302, headers={"Location": self._address(request)})
+
+    async def token(self, _request: web.Request) -> web.Response:
+        """Give the access token, as a token service of the user's would."""
+        return web.json_response({"access_token": self._gate.token})
+
+    async def instruments(self, _request: web.Request) -> web.Response:
+        """Give the list of keys, as a list service of the user's would."""
+        return web.json_response({"instruments": [one.key for one in self._universe]})
+
+    async def master(self, request: web.Request) -> web.Response:
+        """Give the master list, or 304 to whoever has it."""
+        if not self._master:
+            self._master = await asyncio.to_thread(master_list, self._universe)
+            self._etag = hashlib.sha256(self._master).hexdigest()[:32]
+        headers = {"ETag": f'"{self._etag}"'}
+        if any(tag.value in {self._etag, "*"} for tag in request.if_none_match or ()):
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=self._master, content_type="application/gzip", headers=headers)
+
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        now_s = asyncio.get_running_loop().time()
+        if (refuse := self._conditions.now(Refuse, now_s)) is not None:
+            return _error(refuse.status)
+        rejected = self._conditions.now(RejectToken, now_s) is not None
+        if rejected or not self._gate.accepts(request.headers.get("Authorization", "")):
+            return _error(401)
+        return None
+
+    def _address(self, request: web.Request) -> str:
+        request_id, code = self._gate.issue()
+        # The host that the client called us by, so that it works through a container's or a tunnel's name too.
+        return f"ws://{request.host}{FEED_PATH}?requestId={request_id}&code={code}"
+
+
+def _error(status: int) -> web.Response:
+    """Return the broker's error envelope: a list of errors, every field in both casings, no `data`."""
+    code, message = _CODES.get(status, "UDAPI100500"), _MESSAGES.get(status, "Something went wrong")
+    error = {
+        "errorCode": code,
+        "message": message,
+        "propertyPath": None,
+        "invalidValue": None,
+        "error_code": code,
+        "property_path": None,
+        "invalid_value": None,
+    }
+    return web.json_response({"status": "error", "errors": [error]}, status=status)

@@ -1,0 +1,249 @@
+"""The server: its life, its WebSockets, and the faults it is told to commit.
+
+Structure: one task for the market's clock, one for the script; every connection has, inside the task that the HTTP
+server runs it in, a task that sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import datetime as dt
+import errno
+from typing import TYPE_CHECKING, Final, Self, assert_never
+
+import structlog
+from aiohttp import web
+
+from tickvault.errors import Refused
+from tickvault.simulator import script as do
+from tickvault.simulator.connection import Connection
+from tickvault.simulator.exchange import Exchange, wall_ms
+from tickvault.simulator.framelog import FrameLog
+from tickvault.simulator.frames import garbage
+from tickvault.simulator.gate import Conditions, Gate
+from tickvault.simulator.rest import FEED_PATH, Rest
+from tickvault.simulator.subscriptions import Subscriptions
+from tickvault.simulator.universe import build_universe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from tickvault.simulator.settings import SimulatorSettings
+
+__all__ = ["Simulator", "serve"]
+
+_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30))
+_SHUTDOWN_S: Final = 1.0
+_MAX_REQUEST: Final = 4 * 1024 * 1024
+
+log = structlog.get_logger(__name__)
+
+
+class Simulator:
+    """An Upstox V3 server on this machine; serves while entered.
+
+    Attributes:
+        port: the TCP port; known once entered.
+        url: `http://host:port`, what `UPSTOX_API_URL` is set to.
+        instrument_keys: what is listed, in the order of the universe.
+    """
+
+    def __init__(self, settings: SimulatorSettings, *, now_ms: Callable[[], int] = wall_ms) -> None:
+        """Take settings and, for tests, a wall clock; nothing is opened yet."""
+        self._settings, self._now_ms = settings, now_ms
+        self.port = 0
+        self.url = ""
+        today = dt.datetime.fromtimestamp(now_ms() / 1000, _IST).date()
+        universe = build_universe(settings.instruments, today)
+        self.instrument_keys = tuple(one.key for one in universe)
+        self._positions = {key: position for position, key in enumerate(self.instrument_keys)}
+        self._conditions = Conditions()
+        self._gate = Gate(settings.tokens)
+        self._rest = Rest(universe, self._gate, self._conditions)
+        self._exchange = Exchange(universe, settings, self._conditions, now_ms)
+        self._accepted = 0
+
+    async def __aenter__(self) -> Self:
+        """Listen, and start the market.
+
+        Raises:
+            ConfigurationError: the script or the log file cannot be used.
+            Refused: the address cannot be listened on.
+        """
+        settings = self._settings
+        steps: tuple[do.Step, ...] = ()
+        if isinstance(settings.script, tuple):
+            steps = settings.script
+        elif settings.script is not None:
+            steps = await asyncio.to_thread(do.load_script, settings.script)
+        async with contextlib.AsyncExitStack() as stack:
+            if settings.log is not None:
+                self._exchange.log = await stack.enter_async_context(FrameLog(settings.log))
+            await self._listen(stack)
+            self._stack = stack.pop_all()
+        self._tasks = await asyncio.TaskGroup().__aenter__()
+        self._running = [self._tasks.create_task(self._exchange.run_clock(), name="simulator-clock")]
+        if steps:
+            self._running.append(self._tasks.create_task(self._run_script(steps), name="simulator-script"))
+        log.info("simulator.started", url=self.url, instruments=settings.instruments, seed=settings.seed)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close every connection with 1001 and stop listening."""
+        for task in self._running:
+            task.cancel()
+        try:
+            # The body's exception is not the group's: it would come out wrapped.
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            await self._close_all(1001)
+            await self._stack.aclose()
+        log.info("simulator.stopped", frames=self.frames_sent, updates=self.updates_sent)
+
+    @property
+    def frames_sent(self) -> int:
+        """Data frames handed to TCP, over all connections."""
+        return self._exchange.frames_sent
+
+    @property
+    def updates_sent(self) -> int:
+        """Instrument entries in the live frames among them."""
+        return self._exchange.updates_sent
+
+    def push(self, payload: bytes) -> None:
+        """Queue one frame, as it is, for every open connection; it is logged like any other.
+
+        Raises:
+            Refused: a client takes nothing and 256 frames wait for it already.
+        """
+        for connection in list(self._exchange.connections.values()):
+            if not connection.offer(payload):
+                raise Refused(f"connection {connection.number} takes no frames; reset it with drop_connections()")
+
+    async def drop_connections(self, code: int | None = None) -> None:
+        """End every connection: by a TCP reset, or with a close frame of `code`. Returns when they are gone."""
+        dropped = list(self._exchange.connections.values())
+        if code is not None:
+            await self._close_all(code)
+        for connection in dropped:
+            connection.abort()
+        for connection in dropped:
+            await connection.gone.wait()
+
+    async def feed(self, request: web.Request) -> web.StreamResponse:
+        """Serve the WebSocket at a single-use address."""
+        known = self._gate.redeem(request.query.get("requestId", ""), request.query.get("code", ""))
+        if self._exchange.holds(do.Forbid) is not None:
+            return web.Response(status=403)
+        if not known:
+            return web.Response(status=401)
+        socket = web.WebSocketResponse(compress=False, max_msg_size=_MAX_REQUEST, timeout=_SHUTDOWN_S)
+        await socket.prepare(request)
+        self._accepted += 1
+        number = self._accepted
+        subscriptions = Subscriptions(self._positions, plus=self._settings.plus)
+        connection = Connection(number, request, socket, subscriptions, self._exchange, self._settings.ping_after_s)
+        connection.offer(self._exchange.status())
+        self._exchange.connections[number] = connection
+        log.info("simulator.connected", conn=number)
+        try:
+            await connection.run()
+        finally:
+            del self._exchange.connections[number]
+            connection.gone.set()
+            self._exchange.watch_again()
+            log.info("simulator.disconnected", conn=number, code=socket.close_code)
+        return socket
+
+    async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
+        settings = self._settings
+        app = web.Application()
+        app.add_routes([*self._rest.routes(), web.get(FEED_PATH, self.feed)])
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        try:
+            await web.TCPSite(runner, settings.host, settings.port).start()
+        except OSError as exc:
+            place = f"{settings.host}:{settings.port}"
+            if exc.errno == errno.EADDRINUSE:
+                raise Refused(f"{place} is in use; stop what listens there, or choose another --port") from exc
+            raise Refused(f"cannot listen on {place}: {exc.strerror}; choose another --host or --port") from exc
+        self.port = runner.addresses[0][1]
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
+        self.url = f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{self.port}"
+
+    async def _run_script(self, steps: tuple[do.Step, ...]) -> None:
+        loop = asyncio.get_running_loop()
+        start_s = loop.time()
+        async with asyncio.TaskGroup() as tasks:
+            for number, (at_s, step) in enumerate(do.timeline(steps)):
+                await asyncio.sleep(start_s + at_s - loop.time())
+                log.info("simulator.fault", at_s=at_s, do=type(step).__name__)
+                tasks.create_task(self._apply(step), name=f"simulator-fault-{number}")
+
+    async def _apply(self, step: do.Step) -> None:
+        if isinstance(step, do.Timed):
+            self._conditions.impose(step, asyncio.get_running_loop().time())
+        match step:
+            case do.Close():
+                await self._close_all(step.code)
+            case do.Reset():
+                await self.drop_connections()
+            case do.Stall():
+                await self._stall(step.seconds)
+            case do.RotateToken():
+                self._gate.rotate()
+            case do.Garbage():
+                self._push_all(garbage(step.size))
+            case do.Raw():
+                self._push_all(base64.b64decode(step.payload))
+            case do.MarketStatus():
+                self._exchange.set_status(step)
+                self._push_all(self._exchange.status())
+            case do.Timed():
+                pass  # imposed above; whoever it concerns asks
+            case _:
+                assert_never(step)
+
+    async def _stall(self, seconds: float) -> None:
+        held = list(self._exchange.connections.values())
+        for connection in held:
+            connection.hold_reading(hold=True)
+        await asyncio.sleep(seconds)
+        for connection in held:
+            connection.hold_reading(hold=False)
+
+    def _push_all(self, payload: bytes) -> None:
+        for connection in self._exchange.connections.values():
+            connection.offer(payload)
+
+    async def _close_all(self, code: int) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for connection in list(self._exchange.connections.values()):
+                tasks.create_task(connection.close(code), name=f"simulator-close-{connection.number}")
+
+
+async def serve(
+    settings: SimulatorSettings, stopping: asyncio.Event, on_ready: Callable[[Simulator], None] | None = None
+) -> None:
+    """Run a simulator until `stopping` is set.
+
+    Args:
+        settings: what to simulate.
+        stopping: set by whoever wants it to end.
+        on_ready: called once, when it listens; for printing its address.
+
+    Raises:
+        ConfigurationError: the script or the log file cannot be used.
+        Refused: the address cannot be listened on.
+    """
+    async with Simulator(settings) as simulator:
+        if on_ready is not None:
+            on_ready(simulator)
+        await stopping.wait()

@@ -1,0 +1,523 @@
+"""Delivers batches to InfluxDB 1, 2 and 3, and to VictoriaMetrics, over their HTTP write APIs.
+
+Laws of this module:
+
+- One request at a time, in order, never repeated here: delivery repeats a batch, and points overwrite themselves.
+- `write` returns only when every layout and every chunk of the batch was acknowledged.
+- An answer is sorted by what delivery may do about it, in one pure function (`judge`). A status that nobody has
+  thought of keeps the data: rows are refused only in words that speak of rows.
+- No message carries a credential: the URL is shown without its user part, and secrets are blotted out of answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime as dt
+import email.utils
+import hashlib
+import json
+import re
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+from yarl import URL
+
+from tickvault.addresses import bare_url, is_loopback
+from tickvault.errors import (
+    BatchRejected,
+    BatchTooLarge,
+    ConfigurationError,
+    SinkError,
+    SinkMisconfigured,
+    SinkUnavailable,
+)
+from tickvault.model import Batch, BatchPolicy
+from tickvault.sinks.lineprotocol import Dialect, Lines, chunks, encode_tickvault, encode_tradedatafeed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+__all__ = ["Answer", "InfluxSink", "judge", "retry_after_s"]
+
+# InfluxDB quotes every line it refuses; more than this much is not worth reading, bisecting is.
+_MAX_ANSWER_BYTES: Final = 1_000_000
+_MAX_WORDS_CHARS: Final = 300
+# A server whose clock or proxy is wrong must not silence the sink for days.
+_LONGEST_WAIT_S: Final = 3600.0
+# A server that refuses a body for its size may hang up while we send, and its 413 is lost. It takes this many
+# resets of one body, with a server that answers otherwise, to tell that from a restart; small bodies never count.
+_RESETS_MEAN_TOO_LARGE: Final = 3
+_SUSPICIOUS_BODY_BYTES: Final = 64 * 1024
+# VictoriaMetrics acknowledges what it holds in memory: after kill -9 about nine seconds were gone.
+_VICTORIA_SETTLE_S: Final = 15.0
+
+_ACCEPTED: Final = frozenset({200, 201, 202, 204, 206, 207, 208})
+# What a healthy server that is not InfluxDB says to the questions of InfluxDB; others may be asked again.
+_PLAIN_ANSWERS: Final = frozenset({200, 204, 400, 404, 405})
+_OVERLOADED: Final = frozenset({408, 425, 429})
+_ROWS_REFUSED: Final = frozenset({400, 406, 422})
+_NEXT_STEP: Final = {
+    401: "check INFLUX_TOKEN, or INFLUX_USERNAME and INFLUX_PASSWORD",
+    403: "grant the user or token the right to write to the bucket",
+    404: "check INFLUX_URL, INFLUX_API, INFLUX_ORG and INFLUX_BUCKET; the bucket has to exist",
+}
+# Words of 400 and 500 answers that blame a setting or a limit of the server, not the rows.
+_SETTING_WORDS: Final = re.compile(
+    r"max-values-per-tag|max-series-per-database|retention policy not found|database is required"
+    r"|unsupported path|invalid precision"
+)
+_ROW_WORDS: Final = re.compile(r"unable to parse|partial write|field type conflict")
+_TRANSPORT_WORDS: Final = re.compile(r"gzip|unexpected EOF")
+_BEYOND_RETENTION: Final = re.compile(
+    r"points beyond retention policy(?: dropped=(\d+))?|dropped (\d+) points outside retention policy"
+)
+_QUOTED_LINE: Final = re.compile(r"unable to parse '")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a server said.
+
+    Attributes:
+        text: its body, decoded, at most the bound's length.
+        cut: whether the body was longer.
+    """
+
+    status: int
+    text: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Server:
+    """What is known about the server.
+
+    Attributes:
+        label: name and version for people.
+        stores_the_rest: a refused line is quoted in the answer and all others of the request are stored.
+        certain: it was told, not assumed.
+    """
+
+    label: str
+    api: str
+    dialect: Dialect = Dialect.INFLUX
+    stores_the_rest: bool = False
+    certain: bool = True
+
+
+class _ConnectionLostError(SinkUnavailable):
+    """The connection broke while a request was under way."""
+
+
+class InfluxSink:
+    """A sink that writes to InfluxDB or VictoriaMetrics.
+
+    Args:
+        url: base URL; a user part in it counts as username and password.
+        bucket: bucket, or database for the v1 API.
+        org: organisation, for the v2 API.
+        token: goes with the v2 API; with v1 only when there is no username.
+        username: goes with the v1 API; with v2 only when there is no token.
+        password: belongs to the username.
+        api: `v1`, `v2` or `v3`; `auto` asks the server and falls back to `v2`.
+        layouts: `tickvault`, `tradedatafeed`, or both.
+        depth: book levels written in the layout `tickvault`, 0 to 30.
+        timeout_s: bound of one request, from connecting to the end of the answer.
+        session: used instead of a session of its own, and left open.
+
+    Raises:
+        ConfigurationError: there is no bucket, or no header can carry the token.
+
+    Attributes:
+        beyond_retention: points that the server dropped because its retention is shorter than their age.
+    """
+
+    name = "influx"
+    tables = ("ticks", "candles", "market_status", "gaps")
+    policy = BatchPolicy(max_rows=5000, max_bytes=4_000_000, max_wait_s=1.0)
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        bucket: str | None,
+        org: str | None = None,
+        token: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        api: str = "auto",
+        layouts: Sequence[str] = ("tickvault",),
+        depth: int = 5,
+        timeout_s: float = 30.0,
+        session: aiohttp.ClientSession | None = None,
+    ) -> None:
+        given = URL(url)
+        self._url = given.with_user(None).with_query(None).with_fragment(None)
+        self._shown = bare_url(url)
+        if not bucket:
+            raise ConfigurationError("INFLUX_BUCKET is not set; it names the bucket, or the database for the v1 API")
+        self._bucket = bucket
+        self._org = org or ""
+        # A header cannot carry it, and aiohttp's words about that would.
+        if token and not token.isprintable():
+            raise ConfigurationError("INFLUX_TOKEN holds a line break or another control character; set it anew")
+        self._token = token
+        self._username = username or given.user
+        self._password = password or given.password or ""
+        self._api = api
+        self._layouts = tuple(layouts)
+        self._depth = depth
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(10.0, timeout_s))
+        self._gzip = not is_loopback(given.host or "")
+        self._given_session = session
+        self._own_session: aiohttp.ClientSession | None = None
+        self._server: _Server | None = None
+        self._settle_s = 0.0
+        self._lost_body: tuple[bytes, int] = (b"", 0)
+        self.beyond_retention = 0
+
+    @property
+    def settle_s(self) -> float:
+        """Seconds after which an acknowledged row survives the server's kill -9; as last found out."""
+        return self._settle_s
+
+    async def write(self, batch: Batch) -> None:
+        """Store every row of the batch in every layout.
+
+        Raises:
+            SinkUnavailable: no connection, no answer in time, 429, 5xx.
+            SinkMisconfigured: 401, 403, 404, a redirect, a limit of the server, no InfluxDB at this address.
+            BatchTooLarge: 413, or the same body broke the connection repeatedly.
+            BatchRejected: the server, or line protocol itself, refuses rows.
+
+        Guarantees:
+            A repeat, cut anywhere, gives the same points. Without an exception every row is acknowledged.
+        """
+        if not any(batch.tables[name].num_rows for name in ("ticks", "candles", "market_status", "gaps")):
+            return
+        server = await self._identify()
+        refused: dict[int, str] = {}
+        for layout in self._layouts:
+            lines = await asyncio.to_thread(self._encode, layout, batch, server.dialect)
+            refused.update(lines.refused)
+            for part in chunks(lines):
+                refused.update(await self._deliver(server, part, "ms" if layout == "tradedatafeed" else "ns"))
+        if refused:
+            raise BatchRejected(next(iter(refused.values())), rejected=refused)
+
+    async def check(self) -> str:
+        """Return what answers at the URL, having asked for the right to write without writing.
+
+        Raises:
+            SinkUnavailable, SinkMisconfigured: as write does, with the operator's next step.
+        """
+        server = await self._identify()
+        answer = await self._post_lines(server, b"", "ns")
+        if server.api == "v1" and _misses_database(answer):
+            return f"{server.label} at {self._shown}, the first write creates database {self._bucket!r}"
+        error = judge(self._blotted(answer), self._shown)
+        # InfluxDB 2 and 3 refuse an empty body, after they have judged the token and the bucket.
+        if error and not isinstance(error, BatchRejected):
+            raise error
+        if server.dialect is Dialect.VICTORIA:
+            await self._check_victoria()
+        return f"{server.label} at {self._shown}, bucket {self._bucket!r}"
+
+    async def aclose(self) -> None:
+        """Close the session unless it was given."""
+        if self._own_session is not None:
+            await self._own_session.close()
+            self._own_session = None
+
+    def _encode(self, layout: str, batch: Batch, dialect: Dialect) -> Lines:
+        if layout == "tradedatafeed":
+            return encode_tradedatafeed(batch, dialect)
+        return encode_tickvault(batch, self._depth, dialect)
+
+    async def _deliver(self, server: _Server, part: Lines, precision: str) -> Mapping[int, str]:
+        """Send one body; return the rows in it that the server named as refused while it stored the others."""
+        body = await asyncio.to_thread(part.body)
+        answer = await self._send(server, body, precision)
+        if server.api == "v1" and _misses_database(answer):
+            await self._create_database()
+            answer = await self._send(server, body, precision)
+        if (dropped := _beyond_retention(answer)) is not None:
+            self.beyond_retention += dropped
+            return {}
+        answer = self._blotted(answer)
+        error = judge(answer, self._shown)
+        if isinstance(error, BatchRejected) and server.stores_the_rest:
+            return _named_rows(answer, part) or _raise(error)
+        return _raise(error) if error else {}
+
+    async def _send(self, server: _Server, body: bytes, precision: str) -> Answer:
+        try:
+            answer = await self._post_lines(server, body, precision)
+        except _ConnectionLostError as exc:
+            self._server = None  # it may come back as another one
+            if await self._is_body_to_blame(body):
+                raise BatchTooLarge(
+                    f"{self._shown} broke the connection {_RESETS_MEAN_TOO_LARGE} times at the same {len(body)} bytes"
+                    " but answers otherwise: taken as too large"
+                ) from exc
+            raise
+        except SinkUnavailable:
+            self._server = None
+            raise
+        self._lost_body = (b"", 0)
+        return answer
+
+    async def _is_body_to_blame(self, body: bytes) -> bool:
+        if len(body) < _SUSPICIOUS_BODY_BYTES:
+            return False
+        try:
+            await self._ask("GET", "ping")
+        except SinkUnavailable:
+            return False
+        digest = hashlib.sha256(body).digest()
+        known, count = self._lost_body
+        self._lost_body = (digest, count + 1 if digest == known else 1)
+        return self._lost_body[1] >= _RESETS_MEAN_TOO_LARGE
+
+    async def _post_lines(self, server: _Server, body: bytes, precision: str) -> Answer:
+        headers = {"Content-Type": "text/plain; charset=utf-8"}
+        if self._gzip and body:
+            headers["Content-Encoding"] = "gzip"
+            body = await asyncio.to_thread(zlib.compress, body, 1, 31)
+        if server.api == "v1":
+            # InfluxDB up to 1.7 knows `n` and takes every unknown word for ns; only `ms` is spelt alike everywhere.
+            query = {"db": self._bucket, "precision": "n" if precision == "ns" else precision}
+            return await self._ask("POST", "write", query, body, {**headers, **self._authorization("v1")})
+        query = {"org": self._org, "bucket": self._bucket, "precision": precision}
+        return await self._ask("POST", "api/v2/write", query, body, {**headers, **self._authorization("v2")})
+
+    async def _create_database(self) -> None:
+        quoted = self._bucket.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        answer = await self._ask("POST", "query", {"q": f'CREATE DATABASE "{quoted}"'}, b"", self._authorization("v1"))
+        if answer.status != 200 or '"error"' in answer.text:
+            raise SinkMisconfigured(
+                f"{self._shown}: database {self._bucket!r} does not exist and may not be created by us "
+                f"({answer.status}: {_words(self._blotted(answer))}); create it and grant the right to write"
+            )
+
+    async def _identify(self) -> _Server:
+        """Return what is known about the server, having asked if nothing certain is."""
+        if self._server is not None:
+            return self._server
+        found = await self._ask_who_it_is()
+        if found.certain:  # what is assumed during an outage must not unsay what is known
+            self._settle_s = _VICTORIA_SETTLE_S if found.dialect is Dialect.VICTORIA else 0.0
+            self._server = found
+        return found
+
+    async def _ask_who_it_is(self) -> _Server:
+        answers = [await self._ask("GET", path) for path in ("-/healthy", "ping", "health")]
+        if any("X-Server-Hostname" in answer.headers for answer in answers) or "VictoriaMetrics" in answers[0].text:
+            # Without a database in the address no label `db` splits its series.
+            api = "v1" if self._api == "v1" else "v2"
+            return _Server(label="VictoriaMetrics", api=api, dialect=Dialect.VICTORIA)
+        version = next(filter(None, map(_version, answers[1:])), "")
+        major = version.partition(".")[0]
+        native = {"1": "v1", "2": "v2", "3": "v3"}.get(major, "v2")
+        return _Server(
+            label=f"InfluxDB {version}" if version else "A server that does not say its version",
+            api=native if self._api == "auto" else self._api,
+            dialect=Dialect.INFLUX3 if "v3" in (self._api, native) else Dialect.INFLUX,
+            stores_the_rest=major == "1",
+            certain=bool(version) or all(answer.status in _PLAIN_ANSWERS for answer in answers),
+        )
+
+    async def _check_victoria(self) -> None:
+        flags = await self._ask("GET", "flags")
+        text = flags.text if flags.status == 200 else (await self._ask("GET", "metrics")).text
+        found = re.search(r'dedup\.minScrapeInterval(?:="|", value=")([^"]*)"', text)
+        # Newer versions hide their flags behind a key: what cannot be seen is not held against them.
+        visible = flags.status == 200 or "flag{" in text
+        if visible and (found is None or found[1] != "1ms"):
+            raise SinkMisconfigured(
+                f"VictoriaMetrics at {self._shown} runs with dedup.minScrapeInterval={found[1] if found else '0s'}: "
+                "repeated points would count twice; start it with -dedup.minScrapeInterval=1ms"
+            )
+
+    def _authorization(self, api: str) -> dict[str, str]:
+        if self._token and (api == "v2" or not self._username):
+            return {"Authorization": f"Token {self._token}"}
+        if self._username:
+            pair = f"{self._username}:{self._password}".encode()
+            return {"Authorization": "Basic " + base64.b64encode(pair).decode()}
+        return {}
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Make one request; every failure but an answer becomes SinkUnavailable or SinkMisconfigured."""
+        url = (self._url / path).with_query(query or {})
+        sent = {"Accept-Encoding": "identity", **(self._authorization(self._api) if headers is None else headers)}
+        with _translating(self._shown):
+            async with self._session().request(
+                method, url, data=body, headers=sent, timeout=self._timeout, allow_redirects=False
+            ) as response:
+                data, cut = await _read_bounded(response)
+                text = data.decode(errors="replace")
+                return Answer(status=response.status, text=text, headers=response.headers, cut=cut)
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._given_session is not None:
+            return self._given_session
+        if self._own_session is None:
+            self._own_session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+        return self._own_session
+
+    def _blotted(self, answer: Answer) -> Answer:
+        text = answer.text
+        for secret in filter(None, (self._token, self._password)):
+            text = text.replace(secret, "***")
+        return Answer(status=answer.status, text=text, headers=answer.headers, cut=answer.cut)
+
+
+def judge(answer: Answer, shown: str, now: dt.datetime | None = None) -> SinkError | None:
+    """Return what an answer to a write means for delivery; None for accepted.
+
+    Args:
+        answer: what the server said, secrets blotted out.
+        shown: the server's address, for the message.
+        now: wall clock, against which a Retry-After that is a date is read.
+    """
+    status, text = answer.status, answer.text
+    message = f"{shown} answered {status}: {_words(answer)}"
+    if status == 413:
+        return BatchTooLarge(message)
+    if 300 <= status < 400:
+        return SinkMisconfigured(f"{message}; it redirects to {_redirect(answer)}: set INFLUX_URL to the last address")
+    if status in _ACCEPTED | _ROWS_REFUSED and "text/html" in answer.headers.get("Content-Type", ""):
+        return SinkMisconfigured(f"{message}; that is a web page: set INFLUX_URL to the database itself")
+    if status in _ACCEPTED:
+        return None
+    blames_rows = bool(_ROW_WORDS.search(text))
+    if _SETTING_WORDS.search(text) and status in {400, 406, 422, 500}:
+        return SinkMisconfigured(f"{message}; raise the server's limit or correct the INFLUX_ settings")
+    if status in _ROWS_REFUSED and (blames_rows or not _TRANSPORT_WORDS.search(text)):
+        return BatchRejected(message)
+    if status >= 500 and blames_rows:
+        return BatchRejected(message)
+    if status in _OVERLOADED or status in _ROWS_REFUSED or status >= 500 or status < 300:
+        return SinkUnavailable(message, retry_after_s=retry_after_s(answer.headers.get("Retry-After", ""), now))
+    return SinkMisconfigured(f"{message}; {_NEXT_STEP.get(status, 'check INFLUX_URL')}")
+
+
+def retry_after_s(value: str, now: dt.datetime | None = None) -> float | None:
+    """Return the seconds a Retry-After header asks for, given as seconds or as an HTTP date; None if it is neither.
+
+    An hour is the longest wait that is believed.
+    """
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", value.strip()):
+        return min(_LONGEST_WAIT_S, float(value))
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    aware = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
+    return min(_LONGEST_WAIT_S, max(0.0, (aware - (now or dt.datetime.now(dt.UTC))).total_seconds()))
+
+
+def _redirect(answer: Answer) -> str:
+    target = URL(answer.headers.get("Location", ""))
+    return str(target.origin()) if target.absolute else "another path"
+
+
+def _beyond_retention(answer: Answer) -> int | None:
+    """Return how many points the server dropped for their age; it has stored the others that it could read."""
+    found = _BEYOND_RETENTION.search(answer.text) if answer.status in {400, 422, 500} else None
+    return int(found[1] or found[2] or 1) if found else None
+
+
+def _named_rows(answer: Answer, part: Lines) -> Mapping[int, str]:
+    """Return the rows whose lines the answer quotes, with its words; nothing if any quotation cannot be traced."""
+    text = _message(answer.text)
+    starts = [found.end() for found in _QUOTED_LINE.finditer(text)]
+    if answer.cut or not starts:
+        return {}
+    rows: dict[str, list[int]] = {}
+    for line, row in zip(part.text.to_pylist(), part.rows.to_pylist(), strict=True):
+        rows.setdefault(line, []).append(row)
+    named: dict[int, str] = {}
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        quoted = text[start:end]
+        cuts = (found.start() for found in re.finditer("': ", quoted))
+        cut = next((at for at in cuts if quoted[:at] in rows), None)
+        if cut is None:
+            return {}
+        words = quoted[cut + 3 :].partition("\n")[0].partition(" dropped=")[0]
+        named.update(dict.fromkeys(rows[quoted[:cut]], words[:_MAX_WORDS_CHARS]))
+    return named
+
+
+def _misses_database(answer: Answer) -> bool:
+    return answer.status == 404 and "database not found" in answer.text
+
+
+def _version(answer: Answer) -> str:
+    """Return the version an answer to /ping or /health tells, without its v; empty if it tells none."""
+    told = answer.headers.get("X-Influxdb-Version", "")
+    if not told and answer.status == 200:
+        told = _json_text(answer.text, "version")
+    return told.removeprefix("v") if re.match(r"v?\d+\.", told) else ""
+
+
+def _message(text: str) -> str:
+    return _json_text(text, "error") or _json_text(text, "message") or text
+
+
+def _json_text(text: str, name: str) -> str:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return ""
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def _words(answer: Answer) -> str:
+    """Return the answer's message in one bounded line."""
+    plain = " ".join(re.sub(r"[^\x20-\x7e\u00a0-\uffff]", " ", _message(answer.text)).split())
+    return plain[:_MAX_WORDS_CHARS] or "no words"
+
+
+def _raise(error: SinkError) -> Mapping[int, str]:
+    raise error
+
+
+async def _read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
+    data = b""
+    while len(data) <= _MAX_ANSWER_BYTES and (more := await response.content.readany()):
+        data += more
+    return data[:_MAX_ANSWER_BYTES], len(data) > _MAX_ANSWER_BYTES
+
+
+@contextmanager
+def _translating(shown: str) -> Iterator[None]:
+    """The one place where foreign exceptions become ours."""
+    try:
+        yield
+    except TimeoutError as exc:
+        raise SinkUnavailable(f"{shown} did not answer in time") from exc
+    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as exc:
+        raise SinkMisconfigured(
+            f"{shown}: TLS fails ({exc}); check the scheme of INFLUX_URL and the certificate"
+        ) from exc
+    except aiohttp.ClientConnectorError as exc:
+        raise SinkUnavailable(f"{shown} cannot be reached: {exc.os_error.strerror or exc.os_error}") from exc
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as exc:
+        raise _ConnectionLostError(f"{shown} broke the connection: {exc}") from exc
+    except aiohttp.ClientError as exc:
+        raise SinkUnavailable(f"{shown} does not answer as HTTP: {type(exc).__name__}: {exc}") from exc

@@ -1,0 +1,258 @@
+"""The master list's copy on disk, and the instruments URL."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import stat
+import time
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from structlog.testing import capture_logs
+
+from tickvault.brokers.upstox.instruments import InstrumentList, InstrumentsUrl, definitions
+from tickvault.errors import FeedUnavailable
+from tickvault.model import Definition, Mode, Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+TestServer.__test__ = False  # type: ignore[attr-defined]
+
+KEY = "NSE_EQ|INE839G01010"
+
+
+def listing(symbol: str = "JOCIL", key: str = KEY) -> bytes:
+    return json.dumps([{"instrument_key": key, "trading_symbol": symbol}]).encode()
+
+
+class ListServer:
+    """Serves one list under its ETag; `answer` replaces it."""
+
+    def __init__(self) -> None:
+        self.body = gzip.compress(listing())
+        self.etag = '"1"'
+        self.requests: list[web.Request] = []
+        self.answer: Callable[[], Awaitable[web.StreamResponse]] | None = None
+        self.url = ""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        if self.answer is not None:
+            return await self.answer()
+        if request.headers.get("If-None-Match") == self.etag:
+            return web.Response(status=304)
+        return web.Response(body=self.body, headers={"ETag": self.etag})
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ListServer]:
+    served = ListServer()
+    app = web.Application()
+    app.router.add_get("/list", served.handle)
+    async with TestServer(app) as running:
+        served.url = str(running.make_url("/list?key=very-secret"))
+        yield served
+
+
+@pytest.fixture
+def master(server: ListServer, session: aiohttp.ClientSession, tmp_path: Path) -> InstrumentList:
+    return InstrumentList(url=server.url, cache_dir=tmp_path / "data", session=session)
+
+
+async def hanging() -> web.StreamResponse:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+def answering(**arguments: Any) -> Callable[[], Awaitable[web.StreamResponse]]:
+    async def answer() -> web.StreamResponse:
+        return web.Response(**arguments)
+
+    return answer
+
+
+async def test_download_is_kept_privately(master: InstrumentList, server: ListServer, tmp_path: Path) -> None:
+    """The copy is the list as served, for its owner only, with nothing left beside it."""
+    assert await master.refresh()
+    copy = tmp_path / "data" / "instruments.json.gz"
+    assert copy.read_bytes() == server.body
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["instruments.json.gz", "instruments.json.gz.etag"]
+    assert server.requests[0].headers["User-Agent"].startswith("tickvault/")
+
+
+async def test_unchanged_list_is_not_downloaded_again(master: InstrumentList, server: ListServer) -> None:
+    """The ETag is sent along; a new list comes when there is one."""
+    assert [await master.refresh(), await master.refresh()] == [True, False]
+    server.body, server.etag = gzip.compress(listing("NEW")), '"2"'
+    assert await master.refresh()
+    assert (await master.lookup([KEY]))[KEY].symbol == "NEW"
+
+
+async def test_lookup(master: InstrumentList) -> None:
+    """Known keys have their definitions, before and after the copy is there."""
+    assert await master.lookup([KEY]) == {}
+    await master.refresh()
+    for _ in range(2):  # the second time from memory
+        found = await master.lookup([KEY, "NSE_EQ|NONE"])
+        assert found == {KEY: Definition(instrument_key=KEY, symbol="JOCIL")}
+
+
+async def test_plain_json_is_compressed(master: InstrumentList, server: ListServer) -> None:
+    """A server that undoes the compression, or has none, serves as well."""
+    server.body = listing()
+    assert await master.refresh()
+    assert KEY in await master.lookup([KEY])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answering(status=503),
+        answering(text="<html>maintenance</html>"),
+        answering(body=gzip.compress(listing())[:-9]),
+        answering(body=gzip.compress(b"[]")),
+    ],
+)
+async def test_bad_download_leaves_the_copy(
+    master: InstrumentList, server: ListServer, answer: Callable[[], Awaitable[web.StreamResponse]]
+) -> None:
+    """Only a whole list replaces the copy."""
+    await master.refresh()
+    server.answer = answer
+    with pytest.raises(FeedUnavailable, match="the instrument list") as caught:
+        await master.refresh()
+    assert "very-secret" not in str(caught.value)
+    assert KEY in await master.lookup([KEY])
+
+
+async def test_damaged_copy_is_downloaded_again(master: InstrumentList, tmp_path: Path) -> None:
+    """Damage on the disk costs one download, not every symbol for ever."""
+    await master.refresh()
+    (tmp_path / "data" / "instruments.json.gz").write_bytes(b"\x1f\x8bdamaged")
+    with capture_logs() as logs:
+        assert await master.lookup([KEY]) == {}
+    assert [entry["event"] for entry in logs] == ["instruments.damaged"]
+    assert await master.refresh()
+    assert KEY in await master.lookup([KEY])
+
+
+async def test_definitions_wait_no_longer_than_told(
+    server: ListServer, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """A list that does not come leaves the recorder without symbols, in time, and says so."""
+    server.answer = hanging
+    begin_s = time.monotonic()
+    with capture_logs() as logs:
+        assert await definitions([KEY], url=server.url, cache_dir=tmp_path, session=session, timeout_s=0.3) == {}
+    assert time.monotonic() - begin_s < 2
+    assert [entry["event"] for entry in logs] == ["instruments.unavailable"]
+
+
+@pytest.mark.parametrize("answer", [hanging, answering(status=500)])
+async def test_definitions_from_the_copy(
+    server: ListServer, session: aiohttp.ClientSession, tmp_path: Path, answer: Any
+) -> None:
+    """With no network the last copy serves."""
+    assert KEY in await definitions([KEY], url=server.url, cache_dir=tmp_path, session=session)
+    server.answer = answer
+    with capture_logs() as logs:
+        found = await definitions([KEY], url=server.url, cache_dir=tmp_path, session=session, timeout_s=1)
+    assert KEY in found
+    assert [entry["event"] for entry in logs] == ["instruments.from_copy"]
+
+
+async def test_reconnects_do_not_wait_for_a_list_that_does_not_come(
+    server: ListServer, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """After a failure the next connections do without a download for five minutes."""
+    now_s = 1000.0
+    master = InstrumentList(url=server.url, cache_dir=tmp_path, session=session, monotonic_s=lambda: now_s)
+    server.answer = answering(status=500)
+    for _ in range(3):
+        await master.definitions([KEY])
+    assert len(server.requests) == 1
+    now_s += 301
+    server.answer = None
+    assert KEY in await master.definitions([KEY])
+    assert master.fresh
+    now_s += 3599
+    await master.definitions([KEY])
+    assert len(server.requests) == 2
+
+
+async def test_refresh_later(master: InstrumentList, server: ListServer) -> None:
+    """What did not come in time can be had later, while recording."""
+    server.answer = hanging
+    assert await master.definitions([KEY], timeout_s=0.1) == {}
+    assert not master.fresh
+    server.answer = None
+    assert await master.refresh()
+    assert KEY in await master.lookup([KEY])
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        (["NSE_EQ|A"], [("NSE_EQ|A", Mode.FULL)]),
+        (["NSE_EQ|A@ltpc", "NSE_EQ|B", "NSE_EQ|A"], [("NSE_EQ|A", Mode.LTPC), ("NSE_EQ|B", Mode.FULL)]),
+        (["INFY", 7, None, "NSE_EQ|A@deep", "NSE_EQ|B"], [("NSE_EQ|B", Mode.FULL)]),
+    ],
+)
+async def test_instruments_url(
+    server: ListServer, session: aiohttp.ClientSession, items: list[object], expected: list[tuple[str, Mode]]
+) -> None:
+    """Usable keys are taken once each, in order; the others are skipped."""
+    server.body = json.dumps({"instruments": items}).encode()
+    subscriptions = await InstrumentsUrl(server.url, session, Mode.FULL)()
+    assert subscriptions == tuple(Subscription(instrument_key=key, mode=mode) for key, mode in expected)
+
+
+async def test_malformed_keys_are_told_once(server: ListServer, session: aiohttp.ClientSession) -> None:
+    """The same bad key is not told at every reconnect."""
+    server.body = json.dumps({"instruments": ["INFY", "NSE_EQ|A"]}).encode()
+    source = InstrumentsUrl(server.url, session, Mode.FULL)
+    with capture_logs() as logs:
+        await source()
+        await source()
+    assert [(entry["event"], entry["examples"]) for entry in logs] == [("instruments_url.keys_skipped", ["INFY"])]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answering(status=500),
+        answering(text="no list"),
+        answering(text='{"instruments": "NSE_EQ|A"}'),
+        answering(text='{"instruments": []}'),
+    ],
+)
+async def test_last_good_list_is_kept(
+    server: ListServer, session: aiohttp.ClientSession, answer: Callable[[], Awaitable[web.StreamResponse]]
+) -> None:
+    """A failure of the URL changes nothing; before a first good list it is a failed attempt."""
+    source = InstrumentsUrl(server.url, session, Mode.FULL)
+    server.answer = answer
+    with pytest.raises(FeedUnavailable, match="the instruments URL") as caught:
+        await source()
+    assert "very-secret" not in str(caught.value)
+    server.answer = answering(text='{"instruments": ["NSE_EQ|A"]}')
+    good = await source()
+    server.answer = answer
+    with capture_logs() as logs:
+        assert await source() == good
+        assert await source() == good
+    assert [entry["event"] for entry in logs] == ["instruments_url.failed"]
