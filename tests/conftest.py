@@ -6,9 +6,7 @@ import os
 
 import pytest
 
-from tests.servers import influx_server, victoria_server
-
-__all__ = ["influx_server", "victoria_server"]
+pytest_plugins = ["servers"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -36,7 +36,7 @@ def print_answer(data_dir: Path, sql: str, form: str) -> None:
             if form in {"table", "json"}:
                 _print_rows(db, sql, form)
                 return
-            answer = db.execute(sql).to_arrow_table()
+            answer = db.sql(sql).to_arrow_table()
         except duckdb.Error as exc:
             words = " ".join(str(exc).split())
             raise ConfigurationError(

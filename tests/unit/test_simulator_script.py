@@ -68,7 +68,10 @@ def test_every_action_parses() -> None:
         ({"at_s": 1, "do": "raw", "payload": "*"}, r"payload: expected base64"),
         ({"at_s": 1, "do": "slow", "seconds": 1, "factor": 0}, r"factor: expected 1 to"),
         ({"at_s": 1, "do": "market_status", "segment": "NSE", "status": "x"}, r"segment: expected one of"),
-        ({"at_s": 1, "do": "market_status", "segment": "NSE_EQ", "status": "OPEN"}, r"did you mean 'NORMAL_OPEN'"),
+        (
+            {"at_s": 1, "do": "market_status", "segment": "NSE_EQ", "status": "NORML_OPEN"},
+            r"did you mean 'NORMAL_OPEN'",
+        ),
     ],
 )
 def test_mistakes_are_named(step: object, message: str) -> None:

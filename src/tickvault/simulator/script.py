@@ -280,7 +280,7 @@ def _parse(item: object, where: str) -> Step:
         raise ConfigurationError(
             f"{where}: do: expected one of {', '.join(ACTIONS)}; got {do!r}{_nearest(do, ACTIONS)}"
         )
-    where = f"{where} ({do})"
+    step, where = where, f"{where} ({do})"
     allowed = {field.name: field for field in fields(kind)}
     for name in values:
         if name not in allowed:
@@ -295,7 +295,7 @@ def _parse(item: object, where: str) -> Step:
     try:
         return kind(**values)
     except ConfigurationError as exc:
-        raise ConfigurationError(f"{where}: {exc}") from exc
+        raise ConfigurationError(f"{step}: {exc}") from exc
 
 
 def _typed(value: object, kind: str, where: str) -> object:

@@ -1,0 +1,449 @@
+"""What `tickvault check` tries: settings, token, instruments, every sink, webhook, disk, clock, data folder.
+
+Laws. Nothing is recorded, sent to a store or posted: a check leaves no trace but a fresher copy of the master list in a
+data folder that exists. The broker is asked to authorize once. Nothing is sent anywhere while an address breaks the
+plain-text rule. No row holds a secret; every row that fails ends with the next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import datetime as dt
+import email.utils
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+from yarl import URL
+
+from tickvault.addresses import bare_url
+from tickvault.batching import IST
+from tickvault.brokers.upstox.api import UpstoxApi
+from tickvault.brokers.upstox.instruments import InstrumentList, InstrumentsUrl
+from tickvault.brokers.upstox.plan import excess
+from tickvault.brokers.upstox.tokens import StaticToken, TokenUrl
+from tickvault.datafolder import DataFolder, holder
+from tickvault.errors import ConfigurationError, FeedUnavailable, SinkUnavailable, TickvaultError
+from tickvault.model import Mode
+from tickvault.settings import check_plaintext, require_recordable
+from tickvault.sinks.influx import InfluxSink
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from types import SimpleNamespace
+
+    from tickvault.model import Subscription
+    from tickvault.settings import InfluxSettings, Settings
+
+__all__ = ["Row", "run_checks"]
+
+TIMEOUT_S: Final = 10.0  # of one check
+_DOWNLOAD_S: Final = 7.0  # of the master list; the rest of the time is for reading the copy
+_CLOCK_OFF_S: Final = 2.0  # more moves candles' minutes, and with them every comparison with other data
+_SHOWN_KEYS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One finding: whether it is well, what was looked at, and what was found (the next step included if it is not)."""
+
+    ok: bool
+    what: str
+    found: str
+
+
+async def run_checks(
+    settings: Settings, resolve: Callable[[str], Sequence[str]], *, wall_s: Callable[[], float] = time.time
+) -> list[Row]:
+    """Try everything that `run` will need, one after the other, each for at most 10 s.
+
+    Args:
+        settings: what to try.
+        resolve: host name → its addresses, as for `settings.check_plaintext`; called in a thread.
+        wall_s: UTC wall clock in s.
+    """
+    dates = _Dates(wall_s)
+    async with aiohttp.ClientSession(trace_configs=[dates.trace()], cookie_jar=aiohttp.DummyCookieJar()) as session:
+        one = _Checks(settings, session, dates, wall_s)
+        rows = await _bounded("settings", one.settings)
+        plain = await _bounded("settings", lambda: one.plaintext(resolve))
+        rows += plain
+        if all(row.ok for row in plain):
+            rows += await _bounded("token", one.token)
+            rows += await _bounded("broker", one.authorize)
+            rows += await _bounded("instruments", one.instruments)
+            rows += await _bounded("master list", one.master_list)
+            for name in settings.sinks:
+                rows += await _bounded(f"sink {name}", lambda name=name: one.sink(name))  # type: ignore[misc]
+            rows += await _bounded("clock", one.clock)
+        else:
+            rows.append(Row(False, "network", "not tried: nothing is sent before the addresses above are corrected"))
+        for what, check in (("webhook", one.webhook), ("disk", one.disk), ("data folder", one.data_folder)):
+            rows += await _bounded(what, check)
+    return rows or [Row(True, "settings", "complete")]
+
+
+async def _bounded(what: str, check: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
+    """Run one check; what it raises on purpose, or the end of its time, is its row."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await check()
+    except TimeoutError:
+        return [
+            Row(
+                False,
+                what,
+                f"no answer within {TIMEOUT_S:g} s; see whether the network lets it through, then check again",
+            )
+        ]
+    except TickvaultError as exc:
+        return [Row(False, what, str(exc))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A server's clock, read off one answer: it stood between `date_s` and a second later when we saw these times."""
+
+    date_s: float
+    sent_s: float
+    received_s: float
+
+    def off_s(self) -> float:
+        """Return how far our clock is surely ahead (positive) or behind (negative); 0 when it may be right."""
+        ahead_s = self.sent_s - (self.date_s + 1.0)
+        behind_s = self.received_s - self.date_s
+        return ahead_s if ahead_s > 0 else min(behind_s, 0.0)
+
+
+class _Dates:
+    """Collects the Date headers of a session's answers by origin."""
+
+    def __init__(self, wall_s: Callable[[], float]) -> None:
+        self._wall_s = wall_s
+        self._seen: dict[URL, _Seen] = {}
+
+    def trace(self) -> aiohttp.TraceConfig:
+        """Return what a session has to be made with."""
+        trace = aiohttp.TraceConfig()
+        trace.on_request_start.append(self._started)
+        trace.on_request_end.append(self._ended)
+        return trace
+
+    def of(self, url: str) -> _Seen | None:
+        """Return what the server at an address told last."""
+        return self._seen.get(URL(url).origin())
+
+    async def _started(
+        self, _session: aiohttp.ClientSession, context: SimpleNamespace, _params: aiohttp.TraceRequestStartParams
+    ) -> None:
+        context.sent_s = self._wall_s()
+
+    async def _ended(
+        self, _session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceRequestEndParams
+    ) -> None:
+        headers = params.response.headers
+        # A cache's answer tells when the origin was asked.
+        if headers.get("Age", "0") != "0":
+            return
+        with contextlib.suppress(ValueError):
+            date_s = email.utils.parsedate_to_datetime(headers.get("Date", "")).timestamp()
+            self._seen[params.url.origin()] = _Seen(date_s, context.sent_s, self._wall_s())
+
+
+@dataclass(slots=True)
+class _Checks:
+    """The checks; later ones use what earlier ones found."""
+
+    _settings: Settings
+    _session: aiohttp.ClientSession
+    _dates: _Dates
+    _wall_s: Callable[[], float]
+    _token: str | None = field(default=None, repr=False)
+    _subscriptions: tuple[Subscription, ...] = ()
+
+    async def settings(self) -> list[Row]:
+        """Say what is missing, and repeat the warnings."""
+        require_recordable(self._settings)
+        return [Row(True, "settings", "complete"), *(_warning(text) for text in self._settings.warnings)]
+
+    async def plaintext(self, resolve: Callable[[str], Sequence[str]]) -> list[Row]:
+        """Apply the plain-text rule."""
+        return [_warning(text) for text in await asyncio.to_thread(check_plaintext, self._settings, resolve)]
+
+    async def token(self) -> list[Row]:
+        """Get the token as a recorder would, and say what can be read off it."""
+        upstox = self._settings.upstox
+        if upstox.access_token is not None:
+            self._token = await StaticToken(upstox.access_token.get_secret_value()).token()
+            source = "from the settings"
+        elif upstox.token_url is not None:
+            try:
+                self._token = await TokenUrl(upstox.token_url, self._session).token()
+            except FeedUnavailable as exc:
+                raise _hinted(exc, "see what listens at UPSTOX_TOKEN_URL") from exc
+            source = f"from {bare_url(upstox.token_url)}"
+        else:
+            return []  # the settings' row says so
+        d30 = sum(one.mode is Mode.FULL_D30 for one in self._settings.subscriptions)
+        return [_token_row(self._token, source, self._wall_s(), d30)]
+
+    async def authorize(self) -> list[Row]:
+        """Ask the broker, once, for permission to open the feed."""
+        if self._token is None:
+            return []
+        shown = bare_url(self._settings.upstox.api_url)
+        try:
+            await UpstoxApi(self._settings.upstox.api_url, self._session).authorize(self._token)
+        except FeedUnavailable as exc:
+            raise _hinted(exc, f"see whether {shown} can be reached from here, and check again") from exc
+        except ConfigurationError:
+            raise
+        except TickvaultError as exc:
+            raise _hinted(exc, "make a new token (an Analytics token is good for a year) and set it") from exc
+        return [Row(True, "broker", f"{shown} authorizes the feed")]
+
+    async def instruments(self) -> list[Row]:
+        """Count the keys, and compare them with the broker's limits."""
+        source, url = "TICKVAULT_INSTRUMENTS", self._settings.instruments_list_url
+        self._subscriptions = self._settings.subscriptions
+        if url is not None:
+            source = bare_url(url)
+            try:
+                self._subscriptions = await InstrumentsUrl(url, self._session, self._settings.mode)()
+            except FeedUnavailable as exc:
+                raise _hinted(exc, "see what listens at TICKVAULT_INSTRUMENTS_URL") from exc
+        if not self._subscriptions:
+            return []  # the settings' row says so
+        modes = Counter(str(one.mode) for one in self._subscriptions)
+        found = f"{len(self._subscriptions):,} keys from {source} ({', '.join(f'{n:,} {mode}' for mode, n in modes.items())})"
+        if over := excess(self._subscriptions):
+            what = ", ".join(f"{n:,} in {mode}" for mode, n in over.items())
+            return [
+                Row(False, "instruments", f"{found}; the broker ignores what exceeds its limits: {what}; take them out")
+            ]
+        return [Row(True, "instruments", found)]
+
+    async def master_list(self) -> list[Row]:
+        """Look the keys up in the master list: refreshed if it can be had, else its copy."""
+        url = self._settings.upstox.instruments_url
+        if url is None:
+            return [Row(True, "master list", "off: rows have the instrument key in place of the symbol")]
+        folder = self._settings.data_dir
+        with contextlib.ExitStack() as stack:
+            if not folder.is_dir():
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            listing = InstrumentList(url=url, cache_dir=folder, session=self._session)
+            error = None
+            try:
+                async with asyncio.timeout(_DOWNLOAD_S):
+                    await listing.refresh()
+            except TimeoutError:
+                error = f"the instrument list takes longer than {_DOWNLOAD_S:g} s"
+            except FeedUnavailable as exc:
+                error = str(exc)
+            keys = [one.instrument_key for one in self._subscriptions]
+            defined = await listing.lookup(keys)
+            copied = (folder / "instruments.json.gz").exists()
+        return [_master_row(bare_url(url), keys, defined, error=error, copied=copied)]
+
+    async def sink(self, name: str) -> list[Row]:
+        """Try one sink without writing rows."""
+        if name == "parquet":
+            folder = self._settings.data_dir / "parquet"
+            free = await asyncio.to_thread(_probe, folder)
+            return [Row(True, "sink parquet", f"{folder} can be written to, {_gb(free)} free")]
+        if name == "influx" and self._settings.influx is not None:
+            return await self._influx(self._settings.influx)
+        return [Row(False, f"sink {name}", f"is not part of this version; take {name} out of TICKVAULT_SINKS")]
+
+    async def _influx(self, influx: InfluxSettings) -> list[Row]:
+        sink = InfluxSink(
+            url=influx.url,
+            bucket=influx.bucket or "tickvault",
+            org=influx.org,
+            token=influx.token.get_secret_value() if influx.token else None,
+            username=influx.username,
+            password=influx.password.get_secret_value() if influx.password else None,
+            api=influx.api,
+            layouts=influx.layouts,
+            depth=influx.depth,
+            timeout_s=TIMEOUT_S,
+            session=self._session,
+        )
+        try:
+            return [Row(True, "sink influx", f"{await sink.check()}; layout {', '.join(influx.layouts)}")]
+        except SinkUnavailable as exc:
+            raise _hinted(exc, "start it or correct INFLUX_URL; while it is down its rows wait in the journal") from exc
+
+    async def webhook(self) -> list[Row]:
+        """Show where events would go; posting one would be an event."""
+        notify = self._settings.notify
+        if notify is None:
+            return []
+        events = "all events" if notify.events is None else ", ".join(notify.events)
+        signed = "signed" if notify.secret else "unsigned"
+        return [
+            Row(
+                True,
+                "webhook",
+                f"{bare_url(notify.url)}: {events}, {signed}; the URL's form is right, nothing was posted",
+            )
+        ]
+
+    async def disk(self) -> list[Row]:
+        """Compare free space with the reserve."""
+        usage = await asyncio.to_thread(shutil.disk_usage, _nearest(self._settings.data_dir))
+        reserve = self._settings.disk_reserve
+        needed = reserve.bytes if reserve.bytes is not None else int(usage.total * (reserve.percent or 0.0) / 100)
+        found = f"{_gb(usage.free)} of {_gb(usage.total)} free, reserve {_gb(needed)}"
+        if usage.free > needed:
+            return [Row(True, "disk", found)]
+        return [Row(False, "disk", f"{found}; free some space, or lower TICKVAULT_DISK_RESERVE")]
+
+    async def clock(self) -> list[Row]:
+        """Compare our clock with the broker's, or InfluxDB's."""
+        servers = [("the broker", self._settings.upstox.api_url)]
+        if self._settings.influx is not None:
+            servers.append(("InfluxDB", self._settings.influx.url))
+        for who, url in servers:
+            if (seen := self._dates.of(url)) is None:
+                continue
+            off_s = seen.off_s()
+            if abs(off_s) <= _CLOCK_OFF_S:
+                return [Row(True, "clock", f"agrees with {who} within {_CLOCK_OFF_S:g} s")]
+            which = "ahead of" if off_s > 0 else "behind"
+            found = f"at least {abs(off_s):,.1f} s {which} {who}"
+            return [Row(False, "clock", f"{found}; let NTP set it (`timedatectl set-ntp true`) before recording")]
+        return [
+            Row(False, "clock", "not compared: neither the broker nor InfluxDB has answered; check again when one does")
+        ]
+
+    async def data_folder(self) -> list[Row]:
+        """See whether the folder can hold a journal, and who has it."""
+        folder = self._settings.data_dir
+        await asyncio.to_thread(_probe, folder)
+        who = await asyncio.to_thread(holder, folder)
+        use = f"in use by pid {who.pid}: a recorder runs on it, a second one would be refused" if who else "not in use"
+        new = "" if folder.is_dir() else ", will be created"
+        return [Row(True, "data folder", f"{folder} is on a local file system, {use}{new}")]
+
+
+def _warning(text: str) -> Row:
+    return Row(True, "settings", f"warning: {text}")
+
+
+def _hinted(exc: TickvaultError, step: str) -> TickvaultError:
+    """Return an error with the operator's next step."""
+    return TickvaultError(f"{exc}; {step}")
+
+
+def _token_row(token: str, source: str, now_s: float, d30_keys: int) -> Row:
+    """Say of a token what its claims tell: they are not verified, that is the broker's."""
+    claims = _claims(token)
+    if claims is None:
+        return Row(True, "token", f"{source}; not a JWT, so its expiry cannot be read")
+    parts = [f"a JWT {source}"]
+    plus = claims.get("isPlusPlan")
+    if isinstance(plus, bool):
+        parts.append("Plus plan" if plus else "no Plus plan")
+    left_s, shown = _expiry(claims.get("exp"), now_s)
+    parts.append(shown)
+    if left_s is not None and left_s <= 0:
+        return Row(False, "token", f"{', '.join(parts)}; make a new token and set it")
+    if plus is False and d30_keys:
+        return Row(
+            False,
+            "token",
+            f"{', '.join(parts)}; the broker ignores {d30_keys:,} keys in full_d30 without Plus: use full",
+        )
+    return Row(True, "token", ", ".join(parts))
+
+
+def _claims(token: str) -> Mapping[str, object] | None:
+    """Return a JWT's payload; None for anything else."""
+    parts = token.split(".")
+    if len(parts) != 3:  # noqa: PLR2004 - header, payload, signature
+        return None
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (ValueError, RecursionError):
+        return None
+    return claims if isinstance(claims, dict) else None
+
+
+def _expiry(exp: object, now_s: float) -> tuple[float | None, str]:
+    """Return the seconds left, None when unknown, and words for them."""
+    if isinstance(exp, bool) or not isinstance(exp, (int, float)):
+        return None, "no expiry in it"
+    try:
+        at = dt.datetime.fromtimestamp(exp, IST)
+    except (ValueError, OverflowError, OSError):
+        return None, "no readable expiry in it"
+    left_s = exp - now_s
+    days, hours = divmod(abs(left_s) / 3600, 24)
+    span = f"{days:.0f} days" if days else f"{hours:.1f} h"
+    return (
+        left_s,
+        f"{'valid until' if left_s > 0 else 'expired at'} {at:%Y-%m-%d %H:%M} IST ({span}{'' if left_s > 0 else ' ago'})",
+    )
+
+
+def _master_row(
+    shown: str, keys: Sequence[str], defined: Mapping[str, object], *, error: str | None, copied: bool
+) -> Row:
+    found = f"{shown} answers" if error is None else f"{error}; the copy on disk is used"
+    if error is not None and not copied:
+        step = (
+            "rows have the key in place of the symbol until it can be had; see whether UPSTOX_INSTRUMENTS_URL is right"
+        )
+        return Row(False, "master list", f"{error}, and there is no copy yet; {step}")
+    if not keys:
+        return Row(True, "master list", found)
+    found = f"{found}, {len(defined):,} of {len(keys):,} keys have a definition"
+    missing = [key for key in keys if key not in defined]
+    if not missing:
+        return Row(True, "master list", found)
+    named = ", ".join(missing[:_SHOWN_KEYS]) + (", …" if len(missing) > _SHOWN_KEYS else "")
+    return Row(
+        False, "master list", f"{found}; the broker sends nothing for a key that does not exist: correct {named}"
+    )
+
+
+def _nearest(path: Path) -> Path:
+    """Return the path, or the nearest of its parents that exists."""
+    return next(one for one in (path, *path.absolute().parents) if one.exists())
+
+
+def _probe(folder: Path) -> int:
+    """Make, lock and remove a data folder inside a folder, or where it will be made; return the bytes free there.
+
+    Raises:
+        Refused: it cannot be written to, or a network holds it.
+    """
+    place = _nearest(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".tickvault-check-", dir=place) as probe:
+            with DataFolder(Path(probe)):
+                fd = os.open(probe, os.O_RDONLY)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+    except OSError as exc:
+        raise TickvaultError(
+            f"cannot write to {place}: {exc.strerror}; set TICKVAULT_DATA_DIR to a folder you own"
+        ) from exc
+    return shutil.disk_usage(place).free
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB"
