@@ -21,7 +21,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     """Say loudly what was skipped; in CI nothing may be."""
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
-        terminalreporter.write_sep("!", f"{len(skipped)} TESTS SKIPPED: what they prove is not proved by this run", red=True)
+        terminalreporter.write_sep(
+            "!", f"{len(skipped)} TESTS SKIPPED: what they prove is not proved by this run", red=True
+        )
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -54,7 +54,9 @@ class Running:
         return self.process.wait(within_s)
 
 
-def call(*words: str, environ: Mapping[str, str], folder: Path, within_s: float = 60) -> subprocess.CompletedProcess[str]:
+def call(
+    *words: str, environ: Mapping[str, str], folder: Path, within_s: float = 60
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
         [str(PROGRAM), *words],

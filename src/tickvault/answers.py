@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -93,8 +94,8 @@ def _flat(answer: pa.Table) -> pa.Table:
     columns = []
     for column in answer.columns:
         if pa.types.is_nested(column.type):
-            import json  # noqa: PLC0415
-
-            column = pa.chunked_array([pa.array([json.dumps(one.as_py(), default=str) for one in column], pa.string())])  # noqa: PLW2901
-        columns.append(column)
+            texts = [None if one.as_py() is None else json.dumps(one.as_py(), default=str) for one in column]
+            columns.append(pa.chunked_array([pa.array(texts, pa.string())]))
+        else:
+            columns.append(column)
     return pa.table(columns, names=answer.column_names)

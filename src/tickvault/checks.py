@@ -13,12 +13,12 @@ import contextlib
 import datetime as dt
 import email.utils
 import json
-import os
 import shutil
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -75,7 +75,8 @@ async def run_checks(
     async with aiohttp.ClientSession(trace_configs=[dates.trace()], cookie_jar=aiohttp.DummyCookieJar()) as session:
         one = _Checks(settings, session, dates, wall_s)
         rows = await _bounded("settings", one.settings)
-        plain = await _bounded("settings", lambda: one.plaintext(resolve))
+        rows += [_warning(text) for text in settings.warnings]
+        plain = await _bounded("settings", partial(one.plaintext, resolve))
         rows += plain
         if all(row.ok for row in plain):
             rows += await _bounded("token", one.token)
@@ -83,13 +84,13 @@ async def run_checks(
             rows += await _bounded("instruments", one.instruments)
             rows += await _bounded("master list", one.master_list)
             for name in settings.sinks:
-                rows += await _bounded(f"sink {name}", lambda name=name: one.sink(name))  # type: ignore[misc]
+                rows += await _bounded(f"sink {name}", partial(one.sink, name))
             rows += await _bounded("clock", one.clock)
         else:
             rows.append(Row(False, "network", "not tried: nothing is sent before the addresses above are corrected"))
         for what, check in (("webhook", one.webhook), ("disk", one.disk), ("data folder", one.data_folder)):
             rows += await _bounded(what, check)
-    return rows or [Row(True, "settings", "complete")]
+    return rows
 
 
 async def _bounded(what: str, check: Callable[[], Awaitable[list[Row]]]) -> list[Row]:
@@ -171,9 +172,9 @@ class _Checks:
     _subscriptions: tuple[Subscription, ...] = ()
 
     async def settings(self) -> list[Row]:
-        """Say what is missing, and repeat the warnings."""
+        """Say what is missing."""
         require_recordable(self._settings)
-        return [Row(True, "settings", "complete"), *(_warning(text) for text in self._settings.warnings)]
+        return [Row(True, "settings", "complete")]
 
     async def plaintext(self, resolve: Callable[[str], Sequence[str]]) -> list[Row]:
         """Apply the plain-text rule."""
@@ -224,7 +225,7 @@ class _Checks:
         if not self._subscriptions:
             return []  # the settings' row says so
         modes = Counter(str(one.mode) for one in self._subscriptions)
-        found = f"{len(self._subscriptions):,} keys from {source} ({', '.join(f'{n:,} {mode}' for mode, n in modes.items())})"
+        found = f"{len(self._subscriptions):,} key{'s' * (len(self._subscriptions) > 1)} from {source} ({', '.join(f'{n:,} {mode}' for mode, n in modes.items())})"
         if over := excess(self._subscriptions):
             what = ", ".join(f"{n:,} in {mode}" for mode, n in over.items())
             return [
@@ -371,7 +372,7 @@ def _token_row(token: str, source: str, now_s: float, d30_keys: int) -> Row:
 def _claims(token: str) -> Mapping[str, object] | None:
     """Return a JWT's payload; None for anything else."""
     parts = token.split(".")
-    if len(parts) != 3:  # noqa: PLR2004 - header, payload, signature
+    if len(parts) != 3:  # header, payload, signature
         return None
     try:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
@@ -431,13 +432,8 @@ def _probe(folder: Path) -> int:
     """
     place = _nearest(folder)
     try:
-        with tempfile.TemporaryDirectory(prefix=".tickvault-check-", dir=place) as probe:
-            with DataFolder(Path(probe)):
-                fd = os.open(probe, os.O_RDONLY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+        with tempfile.TemporaryDirectory(prefix=".tickvault-check-", dir=place) as probe, DataFolder(Path(probe)):
+            pass
     except OSError as exc:
         raise TickvaultError(
             f"cannot write to {place}: {exc.strerror}; set TICKVAULT_DATA_DIR to a folder you own"

@@ -15,7 +15,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
-import click
 import structlog
 import typer
 
@@ -41,12 +40,11 @@ _T = TypeVar("_T")
 app = typer.Typer(
     name="tickvault",
     help="Records the Upstox market data feed and loses none of it. `tickvault demo` needs no credentials.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-journal_app = typer.Typer(help="Look into the journal; also while a recorder runs.", no_args_is_help=True)
+journal_app = typer.Typer(help="Look into the journal; also while a recorder runs.")
 app.add_typer(journal_app, name="journal")
 
 DataDir = Annotated[
@@ -61,10 +59,19 @@ Duration = Annotated[
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
         typer.echo(f"tickvault {__version__}")
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@journal_app.callback(invoke_without_command=True)
+def _journal(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
@@ -115,8 +122,8 @@ def simulate(
     duration: Duration = None,
 ) -> None:
     """Run only the simulator: an Upstox V3 server with a synthetic market."""
-    from tickvault.simulator.server import Simulator, serve  # noqa: PLC0415 - `run` must not pay for it
-    from tickvault.simulator.settings import SimulatorSettings  # noqa: PLC0415
+    from tickvault.simulator.server import Simulator, serve
+    from tickvault.simulator.settings import SimulatorSettings
 
     logs.configure(level="info", form="auto", file=None, secrets=())
     settings = SimulatorSettings(
@@ -169,7 +176,7 @@ def query(
     env_file: EnvFile = Path(".env"),
 ) -> None:
     """Run DuckDB SQL over everything recorded, fresh to the last commit; times are shown in Asia/Kolkata."""
-    from tickvault import answers  # noqa: PLC0415 - duckdb: only what records is imported elsewhere
+    from tickvault import answers
 
     settings = _settings(data_dir, config, env_file)
     answers.print_answer(_recorded(settings.data_dir), sql, form)
@@ -190,7 +197,9 @@ def journal_stats(
         }
         for name, sink in one.sinks.items()
     }
-    counts = {name: getattr(one, name) for name in ("recorder_id", "frames", "first_seq", "last_seq", "bytes", "segments")}
+    counts = {
+        name: getattr(one, name) for name in ("recorder_id", "frames", "first_seq", "last_seq", "bytes", "segments")
+    }
     if as_json:
         render.dump_json({**counts, "sinks": sinks})
         return
@@ -233,7 +242,9 @@ def rewind_command(
     settings = _settings(data_dir, config, env_file)
     at_ns = None if to_time is None else _time_ns(to_time)
     cursor = rewind(
-        settings, sink, lambda folder: journals.last_seq_before(folder.journal, at_ns) if at_ns is not None else to_seq or 0
+        settings,
+        sink,
+        lambda folder: journals.last_seq_before(folder.journal, at_ns) if at_ns is not None else to_seq or 0,
     )
     typer.echo(f"{sink} is at seq {cursor.seq}; everything behind it is delivered again at the next `tickvault run`")
 
@@ -241,7 +252,7 @@ def rewind_command(
 @app.command()
 def check(config: Config = None, env_file: EnvFile = Path(".env"), data_dir: DataDir = None) -> None:
     """Check settings, token, instruments, every sink, disk and clock; exit 1 if anything is amiss."""
-    from tickvault.checks import run_checks  # noqa: PLC0415 - not needed to record
+    from tickvault.checks import run_checks
 
     settings = _settings(data_dir, config, env_file)
     _configure_logs(settings, watched=True)
@@ -257,15 +268,17 @@ def main() -> None:
         code = app(standalone_mode=False)
     except TickvaultError as exc:
         code = _fail(str(exc), 3 if isinstance(exc, TokenRefused) else exc.exit_code)
-    except click.ClickException as exc:
-        code = _fail(f"{exc.format_message()}; `tickvault {_command()}--help` shows what there is", 2)
-    except (KeyboardInterrupt, click.Abort):
+    except typer.TyperException as exc:
+        shown = getattr(exc, "format_message", exc.__str__)()
+        text = str(shown).strip().rstrip(".")
+        code = _fail(f"{text[:1].lower()}{text[1:]}; `tickvault {_command()}--help` shows what there is", 2)
+    except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
         # Whoever read our output has enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except Exception as exc:  # noqa: BLE001 - the last line of defence: no traceback reaches a user
+    except Exception as exc:
         if os.environ.get("TICKVAULT_LOG_LEVEL") == "debug":
             raise
         code = _fail(
@@ -282,9 +295,10 @@ def _fail(text: str, code: int) -> int:
 
 
 def _command() -> str:
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
-    known = [word for word in words[:1] if word in {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}]
-    return f"{known[0]} " if known else ""
+    """Return the command that was typed and a blank, if it is one."""
+    names = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback} | {"journal"}
+    typed = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    return f"{typed} " if typed in names else ""
 
 
 def _settings(data_dir: Path | None, config: Path | None, env_file: Path | None) -> Settings:
@@ -412,8 +426,8 @@ async def _show(recorder: Recorder, show: Callable[[str], None]) -> None:
 async def _demo(
     folder: Path, instruments: int, updates_per_second: float, duration_s: float | None, stopping: asyncio.Event
 ) -> Outcome:
-    from tickvault.simulator.server import Simulator  # noqa: PLC0415 - `run` must not pay for it
-    from tickvault.simulator.settings import SimulatorSettings  # noqa: PLC0415
+    from tickvault.simulator.server import Simulator
+    from tickvault.simulator.settings import SimulatorSettings
 
     kept = {name: value for name, value in os.environ.items() if name.startswith(("TICKVAULT_LOG", "TICKVAULT_HTTP"))}
     simulated = SimulatorSettings(instruments=instruments, updates_per_second=updates_per_second)
@@ -469,14 +483,14 @@ def _try_it(url: str, instruments: int) -> str:
 
 async def _ask(url: str, token: str | None) -> dict[str, Any] | None:
     """Ask a running recorder for its status; None when it does not answer."""
-    import aiohttp  # noqa: PLC0415 - only here
+    import aiohttp
 
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     local = re.sub(r"//(0\.0\.0\.0|\[::\])", "//127.0.0.1", url)
     timeout = aiohttp.ClientTimeout(total=_HTTP_TIMEOUT_S)
     try:
         async with aiohttp.ClientSession(timeout=timeout) as session, session.get(local, headers=headers) as answer:
-            if answer.status == 200:  # noqa: PLR2004 - the one that has a body for us
+            if answer.status == 200:
                 body: dict[str, Any] = await answer.json()
                 return body
     except (aiohttp.ClientError, TimeoutError, ValueError):

@@ -56,7 +56,9 @@ class DataFolder:
                 )
             self._fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as exc:
-            raise Refused(f"cannot use {self.path}: {exc.strerror}; set TICKVAULT_DATA_DIR to a folder you own") from exc
+            raise Refused(
+                f"cannot use {self.path}: {exc.strerror}; set TICKVAULT_DATA_DIR to a folder you own"
+            ) from exc
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
@@ -75,7 +77,9 @@ class DataFolder:
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, text, 0)
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         os.close(self._fd)
 
 

@@ -48,11 +48,11 @@ _REFUSALS_PARK: Final = 100  # more of them refused: a wrong mapping, not bad ro
 _WHOLE_BATCH: Final = 10  # rows from which "every row refused" is no accident
 
 
-class Restart(Exception):  # noqa: N818 - a signal within this module, not an error
+class Restart(Exception):
     """The cursor moved back; begin again behind it."""
 
 
-class _Parked(Exception):  # noqa: N818 - likewise
+class _Parked(Exception):
     """The sink refuses what it should take."""
 
 

@@ -7,6 +7,7 @@ delays it. At the queue's bound the reader waits, so TCP holds the sender: nothi
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -183,15 +184,9 @@ def _commit_patiently(journal: Journal, state: State, items: Sequence[Received |
             return commit(journal, state, items)
         except JournalFull as exc:
             if not told:
-                _log.error("journal.full", error=str(exc))  # noqa: TRY400 - the cause is in the text
+                _log.error("journal.full", error=str(exc))
                 told = True
-            _pause(_FULL_PAUSE_S)
-
-
-def _pause(seconds: float) -> None:
-    import time  # noqa: PLC0415
-
-    time.sleep(seconds)
+            time.sleep(_FULL_PAUSE_S)
 
 
 def _time_of(gap: Gap) -> int:

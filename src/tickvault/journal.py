@@ -231,7 +231,9 @@ class Journal:
         carried = Fact("defs", segments.defs_body(self.definitions.values(), carried=True))
         events = [self._event(carried, self.last_seq)] if self.definitions else []
         if self.last_conn:
-            events.append(self._event(Fact("conn", {"conn": self.last_conn, "state": "carried", "carried": True}), self.last_seq))
+            events.append(
+                self._event(Fact("conn", {"conn": self.last_conn, "state": "carried", "carried": True}), self.last_seq)
+            )
         self._segment_first = self.last_seq + 1
         self._segment_bytes = 0
         self._db = segments.create(

@@ -19,9 +19,7 @@ _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _MASK: Final = "***"
 
 
-def configure(
-    *, level: str, form: str, file: Path | None, secrets: Iterable[str], watched: bool = False
-) -> None:
+def configure(*, level: str, form: str, file: Path | None, secrets: Iterable[str], watched: bool = False) -> None:
     """Set up logging for this process.
 
     Args:
@@ -35,7 +33,7 @@ def configure(
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch(mode=0o600)
-        stream = file.open("a", encoding="utf-8", buffering=1)  # noqa: SIM115 - open as long as the process
+        stream = file.open("a", encoding="utf-8", buffering=1)
     on_terminal = stream.isatty()
     as_json = form == "json" or (form == "auto" and not on_terminal)
     last: list[Processor] = [structlog.processors.JSONRenderer(default=str)]

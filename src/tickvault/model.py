@@ -333,9 +333,17 @@ class Sink(Protocol):
     harmless. Never retry inside. `aclose` is called once, after the last write has returned; after a crash it is not.
     """
 
-    name: str
-    policy: BatchPolicy
-    tables: tuple[str, ...]  # names of TABLES that it stores; batches come with the others empty
+    @property
+    def name(self) -> str:
+        """What settings, cursors and logs call it."""
+
+    @property
+    def policy(self) -> BatchPolicy:
+        """When a batch for it is closed."""
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of TABLES that it stores; batches come with the others empty."""
 
     async def write(self, batch: Batch) -> None:
         """Store every row of the batch; return only when the store has said so.

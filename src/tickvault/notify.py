@@ -99,7 +99,7 @@ class Notifier:
             async with self._session.post(
                 self._url, data=body, headers=headers, timeout=_TIMEOUT, allow_redirects=False
             ) as response:
-                if 200 <= response.status < 300:  # noqa: PLR2004 - the 2xx class
+                if 200 <= response.status < 300:
                     return None
                 return f"the receiver answered {response.status}; expected 2xx"
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:

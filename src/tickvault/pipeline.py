@@ -377,7 +377,9 @@ def rewind(settings: Settings, sink: str, to_seq: Callable[[DataFolder], int]) -
         try:
             known = [cursor.sink for cursor in state.cursors()]
             if sink not in known and sink != "parquet":
-                raise Refused(f"no sink {sink!r} has delivered from {settings.data_dir}; known: {', '.join(known) or 'none'}")
+                raise Refused(
+                    f"no sink {sink!r} has delivered from {settings.data_dir}; known: {', '.join(known) or 'none'}"
+                )
             journal = Journal.open(folder.journal, state)
             try:
                 store = ParquetStore(folder.parquet, journal.recorder_id) if sink == "parquet" else None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import duckdb
-import pyarrow as pa
 
 from tickvault import journal as journals
 from tickvault.batching import gap_rows, joined, to_batch
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    import pyarrow as pa
+
     from tickvault.model import Batch
 
 __all__ = ["VIEWS", "connect"]
@@ -38,7 +39,7 @@ _MEMORY_LIMIT: Final = "1GB"
 _SINK: Final = "parquet"
 
 
-class _Moved(Exception):  # noqa: N818 - a signal within this module
+class _Moved(Exception):
     """The recorder moved on between two looks."""
 
 

@@ -102,9 +102,7 @@ def outcome(one: Outcome) -> None:
             *((f"frames stored in {name}", f"{frames:,}") for name, frames in one.stored.items()),
         ]
     )
-    rows = [
-        (sink, name, f"{count:,}") for sink, tables in one.rows.items() for name, count in tables.items() if count
-    ]
+    rows = [(sink, name, f"{count:,}") for sink, tables in one.rows.items() for name, count in tables.items() if count]
     if rows:
         table(("sink", "table", "rows"), rows)
     for sink, frames in one.remaining.items():
@@ -114,7 +112,7 @@ def outcome(one: Outcome) -> None:
 
 def _size(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:  # noqa: PLR2004 - the step between units
+        if count < 1000:
             return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
         count /= 1000
     return f"{count:,.1f} TB"

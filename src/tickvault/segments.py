@@ -30,8 +30,8 @@ __all__ = [
     "NewFrame",
     "append",
     "create",
-    "defs_body",
     "definitions_of",
+    "defs_body",
     "paths",
     "read_events",
     "read_frames",
@@ -120,7 +120,9 @@ def paths(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.db") if path.stem.isdigit())
 
 
-def create(folder: Path, *, recorder: str, first_seq: int, begun_ns: int, events: Sequence[NewEvent]) -> sqlite3.Connection:
+def create(
+    folder: Path, *, recorder: str, first_seq: int, begun_ns: int, events: Sequence[NewEvent]
+) -> sqlite3.Connection:
     """Create the segment that begins with `first_seq` and return its writing connection."""
     path = folder / f"{first_seq:016}.db"
     for suffix in ("-shm", "-wal", ""):
@@ -202,7 +204,10 @@ def read_meta(db: sqlite3.Connection) -> Meta | None:
 
 def tail(db: sqlite3.Connection) -> tuple[int | None, int]:
     """Return (last seq, time in ns of the last commit) of a segment."""
-    seq, received_ns = db.execute("SELECT seq, received_ns FROM frames ORDER BY seq DESC LIMIT 1").fetchone() or (None, 0)
+    seq, received_ns = db.execute("SELECT seq, received_ns FROM frames ORDER BY seq DESC LIMIT 1").fetchone() or (
+        None,
+        0,
+    )
     at_ns = db.execute("SELECT at_ns FROM events ORDER BY id DESC LIMIT 1").fetchone() or (0,)
     return seq, max(received_ns, at_ns[0])
 
@@ -213,7 +218,8 @@ def read_frames(db: sqlite3.Connection, after_seq: int, *, max_frames: int, max_
     Raises:
         JournalDamaged: a frame fails its CRC.
     """
-    frames, size = [], 0
+    frames: list[Frame] = []
+    size = 0
     rows = db.execute(
         "SELECT seq, received_ns, conn, codec, crc, payload FROM frames WHERE seq > ? ORDER BY seq LIMIT ?",
         (after_seq, max_frames),
@@ -237,11 +243,8 @@ def read_events(db: sqlite3.Connection, *, after_seq: int, up_to_seq: int, kinds
     """
     wanted = tuple(kinds)
     kind_filter = f"AND kind IN ({', '.join('?' * len(wanted))})" if wanted else ""
-    rows = db.execute(
-        "SELECT after_seq, at_ns, boot_ns, kind, body, crc FROM events"
-        f" WHERE after_seq >= ? AND after_seq < ? {kind_filter} ORDER BY id",  # noqa: S608 - placeholders only
-        (after_seq, up_to_seq, *wanted),
-    ).fetchall()
+    sql = f"SELECT after_seq, at_ns, boot_ns, kind, body, crc FROM events WHERE after_seq >= ? AND after_seq < ? {kind_filter} ORDER BY id"  # noqa: S608 - placeholders only
+    rows = db.execute(sql, (after_seq, up_to_seq, *wanted)).fetchall()
     events = []
     for seq, at_ns, boot_ns, kind, body, crc in rows:
         if _event_crc(seq, at_ns, boot_ns, kind, body) != crc:
@@ -342,7 +345,9 @@ class _full_disk_translated:  # noqa: N801 - reads as the statement it guards
 
     def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
         if isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorname in {"SQLITE_FULL", "SQLITE_IOERR_WRITE"}:
-            raise JournalFull(f"no room for the journal ({exc}); free space on the disk that holds the data folder") from exc
+            raise JournalFull(
+                f"no room for the journal ({exc}); free space on the disk that holds the data folder"
+            ) from exc
 
 
 def _fsync_folder(folder: Path) -> None:

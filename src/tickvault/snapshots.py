@@ -51,5 +51,5 @@ def with_feed(one: health.Snapshot, told: Mapping[str, Any]) -> health.Snapshot:
     feed = told.get("feed")
     if not isinstance(feed, dict):
         return one
-    known = {field: feed.get(field) for field in health.FeedHealth.__slots__}
+    known: dict[str, Any] = {field: feed.get(field) for field in health.FeedHealth.__slots__}
     return replace(one, feed=health.FeedHealth(**known), uptime_s=told.get("uptime_s"))

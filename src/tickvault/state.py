@@ -114,7 +114,9 @@ class Outgoing:
 class State:
     """The writing connection to `state.db`; safe to call from any thread, one call at a time."""
 
-    def __init__(self, connection: sqlite3.Connection, *, notify_interval_ns: int, events: frozenset[str] | None) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, *, notify_interval_ns: int, events: frozenset[str] | None
+    ) -> None:
         self._db = connection
         self._lock = threading.Lock()
         self._notify_interval_ns = notify_interval_ns
@@ -263,7 +265,9 @@ class State:
                 self._enqueue(db, notice, now_ns)
         return True
 
-    def set_condition(self, sink: str, state: str, detail: str, *, notices: Sequence[Notice] = (), now_ns: int = 0) -> None:
+    def set_condition(
+        self, sink: str, state: str, detail: str, *, notices: Sequence[Notice] = (), now_ns: int = 0
+    ) -> None:
         """Record how a sink is doing, and the events that tell of it."""
         with self._transaction() as db:
             db.execute("UPDATE cursors SET state = ?, detail = ? WHERE sink = ?", (state, detail, sink))
@@ -363,7 +367,8 @@ class State:
         """Record that an event is about to be tried: from here on its body never changes."""
         with self._transaction() as db:
             db.execute(
-                "UPDATE outbox SET attempts = attempts + 1, not_before_ns = ? WHERE ord = ?", (retry_at_ns, outgoing.ord)
+                "UPDATE outbox SET attempts = attempts + 1, not_before_ns = ? WHERE ord = ?",
+                (retry_at_ns, outgoing.ord),
             )
             if outgoing.event == "data.stored":
                 db.execute("INSERT OR REPLACE INTO notified VALUES (?, ?)", (outgoing.sink, now_ns))

@@ -58,7 +58,7 @@ class FileSystem:
 
     def write_table(self, path: Path, table: pa.Table) -> None:
         """Write and fsync a file, then read its footer back."""
-        with open(path, "wb", opener=_private) as file:  # noqa: PTH123 - Path.open takes no opener
+        with open(path, "wb", opener=_private) as file:
             pq.write_table(table, file, compression="zstd")
             file.flush()
             os.fsync(file.fileno())

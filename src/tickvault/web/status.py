@@ -89,7 +89,8 @@ class StatusServer:
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self._token.encode()):
                 raise web.HTTPUnauthorized(
-                    text="expected Authorization: Bearer <TICKVAULT_HTTP_TOKEN>\n", headers={"WWW-Authenticate": "Bearer"}
+                    text="expected Authorization: Bearer <TICKVAULT_HTTP_TOKEN>\n",
+                    headers={"WWW-Authenticate": "Bearer"},
                 )
         response = await handler(request)
         response.headers.update(_HEADERS)
@@ -142,8 +143,12 @@ class _Metrics(Collector):
             parked.add_metric([name], float(sink.state == "parked"))
         yield from (lag, age, parked)
         if (feed := one.feed) is not None:
-            yield CounterMetricFamily("tickvault_frames_received", "Messages received since the start", value=feed.frames)
-            yield CounterMetricFamily("tickvault_reconnects", "Connections opened after the first", value=feed.reconnects)
+            yield CounterMetricFamily(
+                "tickvault_frames_received", "Messages received since the start", value=feed.frames
+            )
+            yield CounterMetricFamily(
+                "tickvault_reconnects", "Connections opened after the first", value=feed.reconnects
+            )
             yield _gauge("tickvault_feed_live", "1 when the feed is live", float(feed.state == "live"))
             yield _gauge("tickvault_queue_frames", "Messages waiting for the journal", feed.queued)
 

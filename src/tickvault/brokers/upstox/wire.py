@@ -171,7 +171,8 @@ def _parse(frames: Sequence[Frame]) -> tuple[list[Frame], pa.RecordBatch | None,
         return list(frames), _HANDLER.list_to_record_batch([frame.payload for frame in frames]), []
     except ValueError as exc:
         reason = f"does not decode: {exc}"
-    good, rejected = [], []
+    good: list[Frame] = []
+    rejected: list[Rejected] = []
     pending = [frames]
     while pending:
         part = pending.pop()
@@ -250,8 +251,7 @@ def _ticks(
             value = pc.coalesce(value, entries.field(*_FIRST, wire_name))
         columns[name] = _null_if_zero(value)
     for name in _GREEKS:
-        paths = ((*_MARKET, "optionGreeks"), (*_FIRST, "optionGreeks"))
-        columns[name] = pc.coalesce(*(entries.field(*path, name) for path in paths))
+        columns[name] = pc.coalesce(*(entries.field(*path, "optionGreeks", name) for path in (_MARKET, _FIRST)))
     columns |= _book(entries)
     return _table("ticks", columns)
 
@@ -317,7 +317,8 @@ def _rejected_candle(frame: Frame, key: str) -> Rejected:
 def _market_status(
     info: pa.StructArray, seqs: pa.Array, frame_us: pa.Array, frames: Sequence[Frame]
 ) -> tuple[pa.Table, list[Rejected]]:
-    parts, rejected = [], []
+    parts: list[pa.Table] = []
+    rejected: list[Rejected] = []
     scopes = {"segment": "segmentStatus", "cas": "casMarketStatus", "pre_open": "preOpenSessionStatus"}
     for scope, field in scopes.items():
         statuses = pc.struct_field(info, field)
@@ -333,8 +334,10 @@ def _market_status(
             usable = pc.and_(pc.greater(updated_ms, 0), pc.less(updated_ms, _MAX_MS))
             times = pc.if_else(usable, pc.multiply(pc.if_else(usable, updated_ms, 0), 1000), times)
         bad = pc.match_substring_regex(keys, _BAD_KEY)
-        for row in pc.indices_nonzero(bad).to_pylist():
-            rejected.append(_rejected_key(frames[frame[row].as_py()], "market_status", keys[row].as_py()))
+        rejected += [
+            _rejected_key(frames[frame[row].as_py()], "market_status", keys[row].as_py())
+            for row in pc.indices_nonzero(bad).to_pylist()
+        ]
         columns = {
             "time": times,
             "scope": pa.repeat(scope, len(keys)),

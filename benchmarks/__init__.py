@@ -1,0 +1,1 @@
+"""What the design costs on this machine; `python -m benchmarks` prints it."""
