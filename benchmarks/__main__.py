@@ -42,7 +42,7 @@ def _machine(place: Path) -> str:
     return (
         f"Measured {dt.datetime.now(dt.UTC):%Y-%m-%d} by `python -m benchmarks --write`.\n"
         f"{os.cpu_count()} cores of {model}, {memory_gb:.0f} GB, Linux {platform.release()}, "
-        f"file system {_fstype(place.resolve()) or 'unknown'}, a virtual machine's disk if it is one.\n"
+        f"file system {_fstype(place.resolve()) or 'unknown'}.\n"
         f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}."
     )
 

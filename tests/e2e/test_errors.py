@@ -1,0 +1,88 @@
+"""Every ordinary mistake: one clear line with the next step, the right exit code, never a traceback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from programs import call, environ_for, recorder, simulator, stats
+from servers import wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOKEN = {"UPSTOX_ACCESS_TOKEN": "t"}
+KEY = {"TICKVAULT_INSTRUMENTS": "NSE_EQ|INE002A01018"}
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "code", "told"),
+    [
+        pytest.param(["run"], KEY, 2, ["UPSTOX_ACCESS_TOKEN", "UPSTOX_TOKEN_URL", "demo"], id="no token"),
+        pytest.param(["run"], TOKEN, 2, ["TICKVAULT_INSTRUMENTS"], id="no instruments"),
+        pytest.param(["run"], {**TOKEN, **KEY, "TICKVAULT_MOED": "x"}, 2, ["TICKVAULT_MOED", "TICKVAULT_MODE"], id="unknown"),
+        pytest.param(["run"], {**TOKEN, "TICKVAULT_INSTRUMENTS": "RELIANCE"}, 2, ["RELIANCE", "SEGMENT|name"], id="bad key"),
+        pytest.param(["run"], {**TOKEN, **KEY, "TICKVAULT_QUEUE_FRAMES": "many"}, 2, ["TICKVAULT_QUEUE_FRAMES"], id="not a number"),
+        pytest.param(["run"], {**TOKEN, "ACCESS_TOKEN": "u", **KEY}, 2, ["UPSTOX_ACCESS_TOKEN", "ACCESS_TOKEN"], id="two names differ"),
+        pytest.param(["run"], {**TOKEN, **KEY, "INFLUX_URL": "http://8.8.8.8:8086"}, 2, ["INFLUX_URL", "TICKVAULT_ALLOW_PLAINTEXT"], id="plain http"),
+        pytest.param(["run"], {**TOKEN, **KEY, "TICKVAULT_DATA_DIR": "/proc/nowhere"}, 1, ["/proc/nowhere", "TICKVAULT_DATA_DIR"], id="no folder"),
+        pytest.param(["run", "--config", "missing.toml"], {}, 2, ["missing.toml"], id="no config"),
+        pytest.param(["query", "SELECT 1"], {}, 1, ["nothing is recorded", "TICKVAULT_DATA_DIR"], id="nothing recorded"),
+        pytest.param(["status"], {}, 1, ["nothing is recorded"], id="no status"),
+        pytest.param(["rnu"], {}, 2, ["run", "--help"], id="no such command"),
+        pytest.param(["demo", "--duration", "soon"], {}, 2, ["--duration"], id="not a duration"),
+        pytest.param(["simulate", "--port", "70000"], {}, 2, ["--port", "65535"], id="no such port"),
+        pytest.param(["rewind", "--sink", "parquet"], {}, 2, ["--to-seq", "--to-time"], id="rewind to nowhere"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gets_one_line_with_the_next_step(
+    tmp_path: Path, words: list[str], environ: dict[str, str], code: int, told: list[str]
+) -> None:
+    """The line names what is wrong and what to do; nothing else is printed."""
+    done = call(*words, environ=environ, folder=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("tickvault: ")
+    assert "Traceback" not in done.stdout + done.stderr
+    for word in told:
+        assert word in done.stderr
+
+
+def test_a_second_recorder_is_told_who_has_the_folder(tmp_path: Path) -> None:
+    """It exits 1 and names the pid; after kill -9 no lock is left."""
+    with simulator(tmp_path) as (url, _):
+        environ = environ_for(url, tmp_path / "data")
+        with recorder(tmp_path, environ) as first:
+            wait_until(lambda: stats(tmp_path / "data")["last_seq"] > 0, "the first one records")
+            second = call("run", environ=environ, folder=tmp_path)
+            assert second.returncode == 1
+            assert f"pid {first.process.pid}" in second.stderr
+            done = call("rewind", "--sink", "parquet", "--to-seq", "0", environ=environ, folder=tmp_path)
+            assert done.returncode == 1
+            assert f"pid {first.process.pid}" in done.stderr
+            first.kill()
+        assert call("run", "--duration", "0", environ=environ, folder=tmp_path).returncode == 0
+
+
+def test_a_refused_token_at_the_very_start_exits_3(tmp_path: Path) -> None:
+    """A static token that the broker does not accept is a matter for the user."""
+    script = tmp_path / "reject.json"
+    script.write_text('{"steps": [{"at_s": 0, "do": "reject_token", "seconds": 60}]}')
+    with simulator(tmp_path, "--script", str(script)) as (url, _):
+        done = call("run", environ=environ_for(url, tmp_path / "data"), folder=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "test-token" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    """With a store away the drain takes its time; a second SIGTERM ends that with 143, and the journal is whole."""
+    with simulator(tmp_path) as (url, _):
+        data = tmp_path / "data"
+        environ = environ_for(url, data, INFLUX_URL="http://127.0.0.1:9", INFLUX_BUCKET="b")
+        with recorder(tmp_path, environ) as recording:
+            wait_until(lambda: stats(data)["last_seq"] > 2, "it records")
+            recording.process.terminate()
+            wait_until(lambda: "feed.stopped" in recording.said(), "it drains")
+            assert recording.stop(15) == 143
+        assert call("journal", "verify", environ=environ, folder=tmp_path).returncode == 0
