@@ -7,7 +7,6 @@ TICKVAULT_HTTP=off, holding the folder is all there is to see.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import urllib.request
 from pathlib import Path
@@ -15,11 +14,13 @@ from pathlib import Path
 from tickvault.datafolder import holder
 
 TIMEOUT_S = 4.0
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - told, not bound
 
 
 def local_url(listening: str) -> str:
     """Return the health address for `host:port`; a wildcard address is asked by loopback."""
-    return f"http://{re.sub(r'^(0[.]0[.]0[.]0|[[]::[]])(?=:)', '127.0.0.1', listening)}/healthz"
+    host, _, port = listening.rpartition(":")
+    return f"http://{LOOPBACK.get(host, host)}:{port}/healthz"
 
 
 def complaint() -> str | None:

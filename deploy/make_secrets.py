@@ -14,7 +14,7 @@ from pathlib import Path
 # File → name in the environment.
 GIVEN = {
     "influx-token": "INFLUX_TOKEN",
-    "influx-password": "INFLUX_PASSWORD",
+    "influx-password": "DOCKER_INFLUXDB_INIT_PASSWORD",
     "http-token": "TICKVAULT_HTTP_TOKEN",
 }
 # The containers that read them have different users; only they have the volume.
