@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -18,6 +19,8 @@ __all__ = ["DataFolder", "Holder", "holder"]
 
 # flock there is advisory at best, and SQLite's WAL needs shared memory: a second recorder would corrupt the journal.
 _NETWORK: Final = ("nfs", "cifs", "smb", "afs", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "ncpfs")
+_LOOKS: Final = 10
+_LOOK_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +62,13 @@ class DataFolder:
             raise Refused(
                 f"cannot use {self.path}: {exc.strerror}; set TICKVAULT_DATA_DIR to a folder you own"
             ) from exc
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
+        if not _locked(self._fd):
             os.close(self._fd)
             who = holder(self.path)
             raise Refused(
                 f"{self.path} is in use by pid {who.pid if who else 'unknown'}; stop that recorder first, "
                 "or set TICKVAULT_DATA_DIR to another folder"
-            ) from exc
+            )
         self.announce(None)
         return self
 
@@ -100,6 +101,18 @@ def holder(path: Path) -> Holder | None:
     finally:
         os.close(fd)
     return None
+
+
+def _locked(fd: int) -> bool:
+    """Take the lock; False when another recorder has it."""
+    for _ in range(_LOOKS):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOOK_S)  # `holder` takes it for an instant to see whether anybody has it
+        else:
+            return True
+    return False
 
 
 def _fstype(path: Path) -> str:

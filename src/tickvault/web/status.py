@@ -7,7 +7,7 @@ import hmac
 import html
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
+from aiohttp import BasicAuth, web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -85,16 +85,18 @@ class StatusServer:
         # a name that it has pointed at 127.0.0.1.
         if self._token is None and request.host.rpartition(":")[0] not in _LOOPBACK and request.host not in _LOOPBACK:
             raise web.HTTPForbidden(text="expected a loopback Host header\n")
-        if self._token is not None and request.path != "/healthz":
-            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), self._token.encode()):
-                raise web.HTTPUnauthorized(
-                    text="expected Authorization: Bearer <TICKVAULT_HTTP_TOKEN>\n",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
+        if self._token is not None and request.path != "/healthz" and not self._knows(request):
+            raise web.HTTPUnauthorized(
+                text="expected TICKVAULT_HTTP_TOKEN, as a Bearer token or as the password of any user\n",
+                headers={"WWW-Authenticate": 'Basic realm="tickvault"'},
+            )
         response = await handler(request)
         response.headers.update(_HEADERS)
         return response
+
+    def _knows(self, request: web.Request) -> bool:
+        given = _given_token(request).encode("utf-8", "surrogateescape")
+        return hmac.compare_digest(given, (self._token or "").encode())
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response((await asyncio.to_thread(self._take)).json())
@@ -151,6 +153,17 @@ class _Metrics(Collector):
             )
             yield _gauge("tickvault_feed_live", "1 when the feed is live", float(feed.state == "live"))
             yield _gauge("tickvault_queue_frames", "Messages waiting for the journal", feed.queued)
+
+
+def _given_token(request: web.Request) -> str:
+    """Return what the caller offers: a Bearer token, or the password that a browser asks its user for."""
+    scheme, _, rest = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return rest
+    try:
+        return str(BasicAuth.decode(f"Basic {rest}").password)
+    except ValueError:
+        return ""
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

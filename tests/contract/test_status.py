@@ -1,0 +1,78 @@
+"""The status server: what it shows, and to whom."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+
+from tickvault import snapshots
+from tickvault.errors import Refused
+from tickvault.web.status import StatusServer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def answer(url: str, **headers: str) -> tuple[int, str]:
+    """GET a page."""
+    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
+        return response.status, await response.text()
+
+
+async def test_it_shows_a_snapshot_in_every_form(tmp_path: Path) -> None:
+    """JSON, metrics, a page, alive; not ready while no feed is live."""
+    server = StatusServer(lambda: snapshots.take(tmp_path), host="127.0.0.1", port=0, token=None)
+    url = f"http://{await server.start()}"
+    try:
+        assert (await answer(f"{url}/healthz"))[0] == 200
+        assert (await answer(f"{url}/readyz"))[0] == 503
+        status, body = await answer(f"{url}/api/status")
+        assert status == 200
+        assert '"last_seq": 0' in body
+        assert "tickvault_journal_last_seq 0.0" in (await answer(f"{url}/metrics"))[1]
+        assert "<h1>tickvault</h1>" in (await answer(f"{url}/"))[1]
+    finally:
+        await server.stop()
+
+
+async def test_a_name_that_points_here_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    """Without a token the Host header must be a loopback name."""
+    server = StatusServer(lambda: snapshots.take(tmp_path), host="127.0.0.1", port=0, token=None)
+    url = f"http://{await server.start()}"
+    try:
+        assert (await answer(f"{url}/api/status", Host="evil.example"))[0] == 403
+        assert (await answer(f"{url}/api/status", Host="localhost:1"))[0] == 200
+    finally:
+        await server.stop()
+
+
+async def test_with_a_token_nothing_but_health_is_shown_without_it(tmp_path: Path) -> None:
+    """As Bearer token or as a password; everything else is 401."""
+    server = StatusServer(lambda: snapshots.take(tmp_path), host="127.0.0.1", port=0, token="s3cret")
+    url = f"http://{await server.start()}"
+    try:
+        assert (await answer(f"{url}/healthz"))[0] == 200
+        for path in ("/", "/api/status", "/metrics", "/readyz"):
+            assert (await answer(f"{url}{path}"))[0] == 401
+        basic = base64.b64encode(b"me:s3cret").decode()
+        for given in ("Bearer s3cret", f"Basic {basic}"):
+            assert (await answer(f"{url}/api/status", Authorization=given))[0] == 200
+        for given in ("Bearer wrong", "Basic !!", "Basic bWU6d3Jvbmc=", "s3cret"):
+            assert (await answer(f"{url}/api/status", Authorization=given))[0] == 401
+    finally:
+        await server.stop()
+
+
+async def test_a_taken_port_is_said_with_the_next_step(tmp_path: Path) -> None:
+    """The error names the address and the setting."""
+    first = StatusServer(lambda: snapshots.take(tmp_path), host="127.0.0.1", port=0, token=None)
+    port = int((await first.start()).rpartition(":")[2])
+    try:
+        second = StatusServer(lambda: snapshots.take(tmp_path), host="127.0.0.1", port=port, token=None)
+        with pytest.raises(Refused, match="TICKVAULT_HTTP"):
+            await second.start()
+    finally:
+        await first.stop()
