@@ -21,7 +21,8 @@ from tickvault import __version__, snapshots
 from tickvault import journal as journals
 from tickvault.brokers.upstox.api import UpstoxApi
 from tickvault.brokers.upstox.feed import Feed
-from tickvault.brokers.upstox.instruments import InstrumentList, InstrumentsUrl
+from tickvault.brokers.upstox.instruments import InstrumentList
+from tickvault.brokers.upstox.keylist import InstrumentsUrl
 from tickvault.brokers.upstox.tokens import StaticToken, TokenUrl
 from tickvault.datafolder import DataFolder
 from tickvault.delivery import Delivery

@@ -15,7 +15,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from structlog.testing import capture_logs
 
-from tickvault.brokers.upstox.instruments import InstrumentList, InstrumentsUrl, definitions
+from tickvault.brokers.upstox.instruments import InstrumentList, definitions
+from tickvault.brokers.upstox.keylist import InstrumentsUrl
 from tickvault.errors import FeedUnavailable
 from tickvault.model import Definition, Mode, Subscription
 
@@ -209,7 +210,7 @@ async def test_refresh_later(master: InstrumentList, server: ListServer) -> None
     [
         (["NSE_EQ|A"], [("NSE_EQ|A", Mode.FULL)]),
         (["NSE_EQ|A@ltpc", "NSE_EQ|B", "NSE_EQ|A"], [("NSE_EQ|A", Mode.LTPC), ("NSE_EQ|B", Mode.FULL)]),
-        (["INFY", 7, None, "NSE_EQ|A@deep", "NSE_EQ|B"], [("NSE_EQ|B", Mode.FULL)]),
+        (["INFY", 7, None, "NSE_EQ|A@deep", "NSE_EQ|\ud800", "NSE_EQ|B"], [("NSE_EQ|B", Mode.FULL)]),
     ],
 )
 async def test_instruments_url(

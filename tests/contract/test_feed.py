@@ -571,7 +571,7 @@ async def test_oversized_message(
     make_feed: MakeFeed, inbox: MemoryInbox, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message beyond the bound ends the connection; what came before it is kept."""
-    monkeypatch.setattr("tickvault.brokers.upstox.feed.MAX_MESSAGE_BYTES", 1000)
+    monkeypatch.setattr("tickvault.brokers.upstox.connection.MAX_MESSAGE_BYTES", 1000)
 
     async def script(broker: Broker, ws: web.WebSocketResponse) -> None:
         await ws.send_bytes(b"market_info")

@@ -8,8 +8,8 @@ import pytest
 from servers import batch_of, tick
 
 from tickvault.errors import BatchRejected, BatchTooLarge, ConfigurationError, SinkMisconfigured, SinkUnavailable
-from tickvault.sinks.influx import Answer, InfluxSink, judge, retry_after_s
-from tickvault.sinks.influx import _named_rows as named_rows
+from tickvault.sinks.influx import InfluxSink
+from tickvault.sinks.influx_answers import Answer, judge, named_rows, retry_after_s
 from tickvault.sinks.lineprotocol import Lines, encode_tickvault
 
 NOW = dt.datetime(2026, 9, 1, 9, 15, tzinfo=dt.UTC)
@@ -17,7 +17,7 @@ NOW = dt.datetime(2026, 9, 1, 9, 15, tzinfo=dt.UTC)
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 206, 207, 208])
 def test_accepted(status: int) -> None:
-    assert judge(Answer(status=status), "http://db") is None
+    assert judge(Answer(status=status), "http://db", NOW) is None
 
 
 @pytest.mark.parametrize(
@@ -68,19 +68,19 @@ def test_accepted(status: int) -> None:
 )
 def test_refused(status: int, text: str, error: type[Exception]) -> None:
     """Rows are refused only by words or statuses that speak of rows."""
-    assert type(judge(Answer(status=status, text=text), "http://db")) is error
+    assert type(judge(Answer(status=status, text=text), "http://db", NOW)) is error
 
 
 @pytest.mark.parametrize("status", [200, 400, 422])
 def test_a_web_page_is_no_database(status: int) -> None:
     """A proxy's login page must neither count as stored nor empty a day into dead letters."""
     page = Answer(status=status, text="<html>", headers={"Content-Type": "text/html; charset=utf-8"})
-    assert isinstance(judge(page, "http://db"), SinkMisconfigured)
+    assert isinstance(judge(page, "http://db", NOW), SinkMisconfigured)
 
 
 def test_redirects_are_a_setting_to_correct() -> None:
     moved = Answer(status=308, headers={"Location": "https://user:pw@other:8086/write?token=hush"})
-    error = judge(moved, "http://db")
+    error = judge(moved, "http://db", NOW)
     assert isinstance(error, SinkMisconfigured)
     assert "https://other:8086" in str(error)
     assert "hush" not in str(error)
@@ -88,7 +88,7 @@ def test_redirects_are_a_setting_to_correct() -> None:
 
 
 def test_messages_are_one_bounded_line_with_the_next_step() -> None:
-    error = judge(Answer(status=401, text='{"error":"' + "no\\n\\u001b[31m" * 1000 + '"}'), "http://db")
+    error = judge(Answer(status=401, text='{"error":"' + "no\\n\\u001b[31m" * 1000 + '"}'), "http://db", NOW)
     assert str(error).startswith("http://db answered 401: no [31mno")
     assert "INFLUX_TOKEN" in str(error)
     assert len(str(error)) < 500

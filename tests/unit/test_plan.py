@@ -1,4 +1,4 @@
-"""Subscribe messages: how keys are grouped, and their bytes."""
+"""Subscribe messages: how keys are grouped, and their bytes; the bound on authorize calls."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tickvault.brokers.upstox.plan import (
     MAX_KEYS,
     Method,
+    RateLimit,
     SubscribeRequest,
     chunks,
     excess,
     new_guid,
-    parse_subscription,
     request_bytes,
 )
 from tickvault.model import Mode, Subscription
@@ -87,29 +87,6 @@ def test_guid_has_twenty_characters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "key", "mode"),
-    [
-        ("NSE_EQ|INE090A01021", "NSE_EQ|INE090A01021", Mode.FULL),
-        (" NSE_INDEX|Nifty 50@ltpc ", "NSE_INDEX|Nifty 50", Mode.LTPC),
-        ("NSE_FO|45450@full_d30", "NSE_FO|45450", Mode.FULL_D30),
-        ("GLOBAL_INDEX|^GSPC@option_greeks", "GLOBAL_INDEX|^GSPC", Mode.OPTION_GREEKS),
-    ],
-)
-def test_key_with_and_without_mode(text: str, key: str, mode: Mode) -> None:
-    """A mode behind @ wins over the default."""
-    assert parse_subscription(text, Mode.FULL) == Subscription(instrument_key=key, mode=mode)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "INFY", "NSE_EQ|", "|INE", "NSE_EQ|A|B", "nse_eq|INE", "NSE_EQ|A@", "NSE_EQ|A@deep", "NSE_EQ|A\x00B"]
-)
-def test_malformed_subscription(text: str) -> None:
-    """What is no key, or names no mode, is refused with what was expected."""
-    with pytest.raises(ValueError, match="expected"):
-        parse_subscription(text, Mode.FULL)
-
-
-@pytest.mark.parametrize(
     ("wanted", "over"),
     [
         ([], {}),
@@ -122,3 +99,26 @@ def test_malformed_subscription(text: str) -> None:
 def test_keys_beyond_what_a_connection_is_served(wanted: list[Subscription], over: dict[Mode, int]) -> None:
     """The broker ignores them silently, so they are counted here."""
     assert excess(wanted) == over
+
+
+@given(st.lists(st.floats(0, 45), min_size=1, max_size=60), st.floats(0, 1e6))
+def test_never_more_than_six_calls_in_a_minute(pauses_s: list[float], start_s: float) -> None:
+    """Whenever calls are wanted, no window of 60 s holds a seventh."""
+    limit, now_s, calls_s = RateLimit(), start_s, []
+    for pause_s in pauses_s:
+        now_s += pause_s
+        now_s += limit.delay_s(now_s)
+        limit.note(now_s)
+        calls_s.append(now_s)
+    windows = zip(calls_s, calls_s[6:], strict=False)
+    assert all(seventh_s - first_s >= 60 - 1e-6 for first_s, seventh_s in windows)
+
+
+def test_calls_within_the_limit_are_not_delayed() -> None:
+    """Six calls go at once; the seventh waits until the first is a minute old."""
+    limit = RateLimit()
+    for now_s in range(6):
+        assert limit.delay_s(now_s) == 0
+        limit.note(now_s)
+    assert limit.delay_s(10) == 50
+    assert limit.delay_s(60) == 0

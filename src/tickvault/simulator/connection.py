@@ -6,23 +6,38 @@ import asyncio
 import contextlib
 import socket
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from aiohttp import WSMsgType, web
 
+from tickvault.simulator.script import Deaf, Mute, Stall, Timed
 from tickvault.simulator.subscriptions import Answer, parse_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tickvault.simulator.exchange import Exchange
     from tickvault.simulator.subscriptions import Subscriptions
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "Venue"]
 
 _QUEUED: Final = 256  # snapshots and hand-made frames; at the bound requests wait, and TCP holds the client
 _POLL_S: Final = 0.02
 _CLOSE_S: Final = 1.0
+
+T = TypeVar("T", bound=Timed)
+
+
+class Venue(Protocol):
+    """What a connection asks of the exchange behind it; every connection calls it from a task of its own."""
+
+    def holds(self, kind: type[T]) -> T | None:
+        """Return the fault of this kind that is in force."""
+
+    def subscribed(self, answer: Answer) -> None:
+        """Note what the connection now wants; called before the answer waits to be sent."""
+
+    async def tell(self, connection: Connection, item: bytes | Answer | None) -> None:
+        """Send a frame as it is, a snapshot, or what has changed (None), and nothing when nothing has."""
 
 
 class Connection:
@@ -41,14 +56,14 @@ class Connection:
         request: web.Request,
         socket: web.WebSocketResponse,
         subscriptions: Subscriptions,
-        exchange: Exchange,
+        venue: Venue,
         ping_after_s: float,
     ) -> None:
         """Take over a WebSocket whose handshake is done."""
         self.number, self.subscriptions = number, subscriptions
         self.dirty: dict[int, int] = {}
         self.gone = asyncio.Event()
-        self._request, self._socket, self._exchange = request, socket, exchange
+        self._request, self._socket, self._venue = request, socket, venue
         self._ping_after_s = ping_after_s
         # bytes: a frame as it is; Answer: a snapshot; None: whatever is dirty by then.
         self._queue: asyncio.Queue[bytes | Answer | None] = asyncio.Queue(_QUEUED)
@@ -123,13 +138,13 @@ class Connection:
     async def _receive(self) -> None:
         async for message in self._socket:
             # A text frame is ignored, even with a well-formed request in it.
-            if message.type is not WSMsgType.BINARY or self._exchange.ignores_requests():
+            if message.type is not WSMsgType.BINARY or self._venue.holds(Deaf) is not None:
                 continue
             request = parse_request(message.data)
             if request is None:
                 continue
             answer = self.subscriptions.apply(request)
-            self._exchange.subscribed(answer)
+            self._venue.subscribed(answer)
             if answer.positions or answer.malformed:
                 self._awaited.update(answer.positions)
                 await self._queue.put(answer)
@@ -140,9 +155,7 @@ class Connection:
             while True:
                 item = await self._next()
                 await self._audible()
-                payload, updates = (item, 0) if isinstance(item, bytes) else self._exchange.render(self, item)
-                if payload:
-                    await self._exchange.deliver(self, payload, updates)
+                await self._venue.tell(self, item)
 
     async def _next(self) -> bytes | Answer | None:
         while True:
@@ -154,7 +167,7 @@ class Connection:
 
     async def _audible(self) -> None:
         waited_s = 0.0
-        while self._exchange.withholds():
+        while self._venue.holds(Mute) is not None or self._venue.holds(Stall) is not None:
             await asyncio.sleep(_POLL_S)
             waited_s += _POLL_S
             if waited_s >= self._ping_after_s:

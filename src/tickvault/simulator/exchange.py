@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from tickvault.model import Mode
 from tickvault.simulator.frames import SEGMENTS, data_frame, empty_entry, market_info
 from tickvault.simulator.market import ALL, Market, Watch
-from tickvault.simulator.script import Auction, Deaf, Halt, MarketStatus, Mute, Slow, Stall, Timed
+from tickvault.simulator.script import Auction, Halt, MarketStatus, Slow, Timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,14 +85,6 @@ class Exchange:
         """Return the fault of this kind that is in force."""
         return self._conditions.now(kind, asyncio.get_running_loop().time())
 
-    def ignores_requests(self) -> bool:
-        """Say whether requests are to be ignored."""
-        return self.holds(Deaf) is not None
-
-    def withholds(self) -> bool:
-        """Say whether data is to be held back."""
-        return self.holds(Mute) is not None or self.holds(Stall) is not None
-
     def subscribed(self, answer: Answer) -> None:
         """Watch what a connection now wants; what nobody looked at so far is brought up to the present."""
         now_ms = self._now_ms()
@@ -127,8 +119,16 @@ class Exchange:
             empty_entry(frame.feeds[key], item.mode)
         return frame.SerializeToString(deterministic=True), 0
 
-    async def deliver(self, connection: Connection, payload: bytes, updates: int) -> None:
-        """Log a frame, then send it: the log has every frame that left, and perhaps a last one that did not."""
+    async def tell(self, connection: Connection, item: bytes | Answer | None) -> None:
+        """Log a frame, then send it: the log has every frame that left, and perhaps a last one that did not.
+
+        Args:
+            connection: who is told.
+            item: a frame as it is, or what `render` makes one of; an empty one is not sent.
+        """
+        payload, updates = (item, 0) if isinstance(item, bytes) else self.render(connection, item)
+        if not payload:
+            return
         if self.log is not None:
             await self.log.record(connection.number, payload)
         await connection.send(payload)

@@ -4,8 +4,7 @@ Laws of this module:
 
 - One request at a time, in order, never repeated here: delivery repeats a batch, and points overwrite themselves.
 - `write` returns only when every layout and every chunk of the batch was acknowledged.
-- An answer is sorted by what delivery may do about it, in one pure function (`judge`). A status that nobody has
-  thought of keeps the data: rows are refused only in words that speak of rows.
+- What an answer means is judged in one pure module (`influx_answers`); here questions are put.
 - No message carries a credential: the URL is shown without its user part, and secrets are blotted out of answers.
 """
 
@@ -14,13 +13,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import datetime as dt
-import email.utils
 import hashlib
-import json
 import re
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
@@ -36,61 +33,32 @@ from tickvault.errors import (
     SinkUnavailable,
 )
 from tickvault.model import Batch, BatchPolicy
+from tickvault.sinks.influx_answers import (
+    Answer,
+    beyond_retention,
+    judge,
+    misses_database,
+    named_rows,
+    version_of,
+    words,
+)
 from tickvault.sinks.lineprotocol import Dialect, Lines, chunks, encode_tickvault, encode_tradedatafeed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["Answer", "InfluxSink", "judge", "retry_after_s"]
+__all__ = ["InfluxSink"]
 
 # InfluxDB quotes every line it refuses; more than this much is not worth reading, bisecting is.
 _MAX_ANSWER_BYTES: Final = 1_000_000
-_MAX_WORDS_CHARS: Final = 300
-# A server whose clock or proxy is wrong must not silence the sink for days.
-_LONGEST_WAIT_S: Final = 3600.0
 # A server that refuses a body for its size may hang up while we send, and its 413 is lost. It takes this many
 # resets of one body, with a server that answers otherwise, to tell that from a restart; small bodies never count.
 _RESETS_MEAN_TOO_LARGE: Final = 3
 _SUSPICIOUS_BODY_BYTES: Final = 64 * 1024
-# VictoriaMetrics acknowledges what it holds in memory: after kill -9 about nine seconds were gone.
-_VICTORIA_SETTLE_S: Final = 15.0
-
-_ACCEPTED: Final = frozenset({200, 201, 202, 204, 206, 207, 208})
 # What a healthy server that is not InfluxDB says to the questions of InfluxDB; others may be asked again.
 _PLAIN_ANSWERS: Final = frozenset({200, 204, 400, 404, 405})
-_OVERLOADED: Final = frozenset({408, 425, 429})
-_ROWS_REFUSED: Final = frozenset({400, 406, 422})
-_NEXT_STEP: Final = {
-    401: "check INFLUX_TOKEN, or INFLUX_USERNAME and INFLUX_PASSWORD",
-    403: "grant the user or token the right to write to the bucket",
-    404: "check INFLUX_URL, INFLUX_API, INFLUX_ORG and INFLUX_BUCKET; the bucket has to exist",
-}
-# Words of 400 and 500 answers that blame a setting or a limit of the server, not the rows.
-_SETTING_WORDS: Final = re.compile(
-    r"max-values-per-tag|max-series-per-database|retention policy not found|database is required"
-    r"|unsupported path|invalid precision"
-)
-_ROW_WORDS: Final = re.compile(r"unable to parse|partial write|field type conflict")
-_TRANSPORT_WORDS: Final = re.compile(r"gzip|unexpected EOF")
-_BEYOND_RETENTION: Final = re.compile(
-    r"points beyond retention policy(?: dropped=(\d+))?|dropped (\d+) points outside retention policy"
-)
-_QUOTED_LINE: Final = re.compile(r"unable to parse '")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a server said.
-
-    Attributes:
-        text: its body, decoded, at most the bound's length.
-        cut: whether the body was longer.
-    """
-
-    status: int
-    text: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    cut: bool = False
+# VictoriaMetrics acknowledges what it holds in memory: after kill -9 about nine seconds were gone.
+_VICTORIA_SETTLE_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,9 +186,9 @@ class InfluxSink:
         """
         server = await self._identify()
         answer = await self._post_lines(server, b"", "ns")
-        if server.api == "v1" and _misses_database(answer):
+        if server.api == "v1" and misses_database(answer):
             return f"{server.label} at {self._shown}, the first write creates database {self._bucket!r}"
-        error = judge(self._blotted(answer), self._shown)
+        error = self._judged(self._blotted(answer))
         # InfluxDB 2 and 3 refuse an empty body, after they have judged the token and the bucket.
         if error and not isinstance(error, BatchRejected):
             raise error
@@ -243,16 +211,16 @@ class InfluxSink:
         """Send one body; return the rows in it that the server named as refused while it stored the others."""
         body = await asyncio.to_thread(part.body)
         answer = await self._send(server, body, precision)
-        if server.api == "v1" and _misses_database(answer):
+        if server.api == "v1" and misses_database(answer):
             await self._create_database()
             answer = await self._send(server, body, precision)
-        if (dropped := _beyond_retention(answer)) is not None:
+        if (dropped := beyond_retention(answer)) is not None:
             self.beyond_retention += dropped
             return {}
         answer = self._blotted(answer)
-        error = judge(answer, self._shown)
+        error = self._judged(answer)
         if isinstance(error, BatchRejected) and server.stores_the_rest:
-            return _named_rows(answer, part) or _raise(error)
+            return named_rows(answer, part) or _raise(error)
         return _raise(error) if error else {}
 
     async def _send(self, server: _Server, body: bytes, precision: str) -> Answer:
@@ -302,7 +270,7 @@ class InfluxSink:
         if answer.status != 200 or '"error"' in answer.text:
             raise SinkMisconfigured(
                 f"{self._shown}: database {self._bucket!r} does not exist and may not be created by us "
-                f"({answer.status}: {_words(self._blotted(answer))}); create it and grant the right to write"
+                f"({answer.status}: {words(self._blotted(answer))}); create it and grant the right to write"
             )
 
     async def _identify(self) -> _Server:
@@ -321,7 +289,7 @@ class InfluxSink:
             # Without a database in the address no label `db` splits its series.
             api = "v1" if self._api == "v1" else "v2"
             return _Server(label="VictoriaMetrics", api=api, dialect=Dialect.VICTORIA)
-        version = next(filter(None, map(_version, answers[1:])), "")
+        version = next(filter(None, map(version_of, answers[1:])), "")
         major = version.partition(".")[0]
         native = {"1": "v1", "2": "v2", "3": "v3"}.get(major, "v2")
         return _Server(
@@ -348,9 +316,12 @@ class InfluxSink:
         if self._token and (api == "v2" or not self._username):
             return {"Authorization": f"Token {self._token}"}
         if self._username:
-            pair = f"{self._username}:{self._password}".encode()
-            return {"Authorization": "Basic " + base64.b64encode(pair).decode()}
+            return {"Authorization": f"Basic {self._pair()}"}
         return {}
+
+    def _pair(self) -> str:
+        """Return username and password as HTTP sends them."""
+        return base64.b64encode(f"{self._username}:{self._password}".encode()).decode()
 
     async def _ask(
         self,
@@ -378,119 +349,15 @@ class InfluxSink:
             self._own_session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
         return self._own_session
 
+    def _judged(self, answer: Answer) -> SinkError | None:
+        return judge(answer, self._shown, dt.datetime.now(dt.UTC))
+
     def _blotted(self, answer: Answer) -> Answer:
+        """Return an answer without our secrets: a server or a proxy may quote what we sent."""
         text = answer.text
-        for secret in filter(None, (self._token, self._password)):
+        for secret in filter(None, (self._token, self._pair() if self._username else None, self._password)):
             text = text.replace(secret, "***")
         return Answer(status=answer.status, text=text, headers=answer.headers, cut=answer.cut)
-
-
-def judge(answer: Answer, shown: str, now: dt.datetime | None = None) -> SinkError | None:
-    """Return what an answer to a write means for delivery; None for accepted.
-
-    Args:
-        answer: what the server said, secrets blotted out.
-        shown: the server's address, for the message.
-        now: wall clock, against which a Retry-After that is a date is read.
-    """
-    status, text = answer.status, answer.text
-    message = f"{shown} answered {status}: {_words(answer)}"
-    if status == 413:
-        return BatchTooLarge(message)
-    if 300 <= status < 400:
-        return SinkMisconfigured(f"{message}; it redirects to {_redirect(answer)}: set INFLUX_URL to the last address")
-    if status in _ACCEPTED | _ROWS_REFUSED and "text/html" in answer.headers.get("Content-Type", ""):
-        return SinkMisconfigured(f"{message}; that is a web page: set INFLUX_URL to the database itself")
-    if status in _ACCEPTED:
-        return None
-    blames_rows = bool(_ROW_WORDS.search(text))
-    if _SETTING_WORDS.search(text) and status in {400, 406, 422, 500}:
-        return SinkMisconfigured(f"{message}; raise the server's limit or correct the INFLUX_ settings")
-    if status in _ROWS_REFUSED and (blames_rows or not _TRANSPORT_WORDS.search(text)):
-        return BatchRejected(message)
-    if status >= 500 and blames_rows:
-        return BatchRejected(message)
-    if status in _OVERLOADED or status in _ROWS_REFUSED or status >= 500 or status < 300:
-        return SinkUnavailable(message, retry_after_s=retry_after_s(answer.headers.get("Retry-After", ""), now))
-    return SinkMisconfigured(f"{message}; {_NEXT_STEP.get(status, 'check INFLUX_URL')}")
-
-
-def retry_after_s(value: str, now: dt.datetime | None = None) -> float | None:
-    """Return the seconds a Retry-After header asks for, given as seconds or as an HTTP date; None if it is neither.
-
-    An hour is the longest wait that is believed.
-    """
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", value.strip()):
-        return min(_LONGEST_WAIT_S, float(value))
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    aware = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
-    return min(_LONGEST_WAIT_S, max(0.0, (aware - (now or dt.datetime.now(dt.UTC))).total_seconds()))
-
-
-def _redirect(answer: Answer) -> str:
-    target = URL(answer.headers.get("Location", ""))
-    return str(target.origin()) if target.absolute else "another path"
-
-
-def _beyond_retention(answer: Answer) -> int | None:
-    """Return how many points the server dropped for their age; it has stored the others that it could read."""
-    found = _BEYOND_RETENTION.search(answer.text) if answer.status in {400, 422, 500} else None
-    return int(found[1] or found[2] or 1) if found else None
-
-
-def _named_rows(answer: Answer, part: Lines) -> Mapping[int, str]:
-    """Return the rows whose lines the answer quotes, with its words; nothing if any quotation cannot be traced."""
-    text = _message(answer.text)
-    starts = [found.end() for found in _QUOTED_LINE.finditer(text)]
-    if answer.cut or not starts:
-        return {}
-    rows: dict[str, list[int]] = {}
-    for line, row in zip(part.text.to_pylist(), part.rows.to_pylist(), strict=True):
-        rows.setdefault(line, []).append(row)
-    named: dict[int, str] = {}
-    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
-        quoted = text[start:end]
-        cuts = (found.start() for found in re.finditer("': ", quoted))
-        cut = next((at for at in cuts if quoted[:at] in rows), None)
-        if cut is None:
-            return {}
-        words = quoted[cut + 3 :].partition("\n")[0].partition(" dropped=")[0]
-        named.update(dict.fromkeys(rows[quoted[:cut]], words[:_MAX_WORDS_CHARS]))
-    return named
-
-
-def _misses_database(answer: Answer) -> bool:
-    return answer.status == 404 and "database not found" in answer.text
-
-
-def _version(answer: Answer) -> str:
-    """Return the version an answer to /ping or /health tells, without its v; empty if it tells none."""
-    told = answer.headers.get("X-Influxdb-Version", "")
-    if not told and answer.status == 200:
-        told = _json_text(answer.text, "version")
-    return told.removeprefix("v") if re.match(r"v?\d+\.", told) else ""
-
-
-def _message(text: str) -> str:
-    return _json_text(text, "error") or _json_text(text, "message") or text
-
-
-def _json_text(text: str, name: str) -> str:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return ""
-    found = value.get(name) if isinstance(value, dict) else None
-    return found if isinstance(found, str) else ""
-
-
-def _words(answer: Answer) -> str:
-    """Return the answer's message in one bounded line."""
-    plain = " ".join(re.sub(r"[^\x20-\x7e\u00a0-\uffff]", " ", _message(answer.text)).split())
-    return plain[:_MAX_WORDS_CHARS] or "no words"
 
 
 def _raise(error: SinkError) -> Mapping[int, str]:

@@ -1,6 +1,6 @@
-"""Which instruments to record, and what the exchanges' master list says of them.
+"""What the exchanges' master list says of instruments.
 
-The master list (3 MB gzip, 54 MB JSON, 118,000 rows) is kept on disk as downloaded, so that a start without network
+The list (3 MB gzip, 54 MB JSON, 118,000 rows) is kept on disk as downloaded, so that a start without network
 knows its symbols. It is read row by row on a thread: the whole as Python objects would take 290 MB, and stop the loop.
 """
 
@@ -25,18 +25,15 @@ import structlog
 from yarl import URL
 
 from tickvault.brokers.upstox.api import get
-from tickvault.brokers.upstox.plan import parse_subscription
 from tickvault.errors import FeedUnavailable
-from tickvault.model import Definition, Mode, Subscription
+from tickvault.model import Definition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     import aiohttp
 
-__all__ = ["MASTER_LIST_URL", "InstrumentList", "InstrumentsUrl", "definitions", "parse"]
-
-MASTER_LIST_URL: Final = "https://assets.upstox.com/market-quote/instruments/exchange/complete.json.gz"
+__all__ = ["InstrumentList", "definitions", "parse"]
 
 MAX_LIST_BYTES: Final = 128 * 1024 * 1024  # as received; 3.2 MB gzip or 55 MB plain today
 MAX_JSON_BYTES: Final = 1024 * 1024 * 1024
@@ -45,7 +42,6 @@ CHUNK_BYTES: Final = 256 * 1024
 DOWNLOAD_TIMEOUT_S: Final = 120.0
 REFRESH_AFTER_S: Final = 3600.0  # the list changes about 06:00 IST and now and then during the day
 RETRY_AFTER_S: Final = 300.0  # reconnects in a row must not each wait for a list that cannot be had
-MAX_KEYS_BYTES: Final = 4 * 1024 * 1024
 
 _IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30))
 _BETWEEN_ROWS: Final = re.compile(r"[\s,\[]*")
@@ -335,66 +331,3 @@ def _replace(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-class InstrumentsUrl:
-    """A URL that answers with `{"instruments": [key, …]}`; a key may have `@mode` behind it.
-
-    Calling it reads the URL again. Call it at each reconnect: it is what a feed takes as its subscriptions.
-
-    Args:
-        url: its query may hold a secret; never quoted.
-        session: the program's HTTP session; not closed here.
-        default_mode: of keys that name none.
-    """
-
-    def __init__(self, url: str, session: aiohttp.ClientSession, default_mode: Mode) -> None:
-        self._url = URL(url)
-        self._session = session
-        self._default_mode = default_mode
-        self._last: tuple[Subscription, ...] = ()
-        self._malformed: frozenset[str] = frozenset()
-        self._failed: str | None = None
-
-    async def __call__(self) -> tuple[Subscription, ...]:
-        """Return the list as it is now, or the last good one when it cannot be had.
-
-        Raises:
-            FeedUnavailable: it cannot be had, and never could.
-        """
-        try:
-            self._last = await self._read()
-            self._failed = None
-        except FeedUnavailable as exc:
-            if not self._last:
-                raise
-            if str(exc) != self._failed:
-                self._failed = str(exc)
-                log.warning("instruments_url.failed", error=self._failed, keys_kept=len(self._last))
-        return self._last
-
-    async def _read(self) -> tuple[Subscription, ...]:
-        what = "the instruments URL"
-        headers = {"Accept": "application/json", "Cache-Control": "no-cache"}
-        answer = await get(self._session, self._url, what=what, headers=headers, max_bytes=MAX_KEYS_BYTES)
-        if answer.status != 200:
-            raise FeedUnavailable(f"{what} answers with HTTP {answer.status}")
-        body = answer.json()
-        items = body.get("instruments") if isinstance(body, dict) else None
-        if not isinstance(items, list):
-            raise FeedUnavailable(f'{what} answers without a list; expected {{"instruments": ["NSE_EQ|…", …]}}')
-        subscriptions: dict[str, Subscription] = {}
-        malformed = set()
-        for item in items:
-            try:
-                subscription = parse_subscription(item if isinstance(item, str) else "", self._default_mode)
-            except ValueError:
-                malformed.add(str(item)[:100])
-            else:
-                subscriptions.setdefault(subscription.instrument_key, subscription)
-        if malformed - self._malformed:
-            log.warning("instruments_url.keys_skipped", count=len(malformed), examples=sorted(malformed)[:5])
-        self._malformed = frozenset(malformed)
-        if not subscriptions:
-            raise FeedUnavailable(f"{what} names no usable instrument")
-        return tuple(subscriptions.values())

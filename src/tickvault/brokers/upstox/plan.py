@@ -1,29 +1,28 @@
-"""What to ask of the broker, how often, and how long to wait: pure decisions that the feed carries out."""
+"""What to ask of the broker, and how often: pure decisions that the feed carries out."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from tickvault.model import Mode, Subscription
+from tickvault.model import Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from random import Random
+
+    from tickvault.model import Subscription
 
 __all__ = [
     "Method",
     "RateLimit",
     "SubscribeRequest",
-    "backoff",
     "chunks",
     "excess",
     "new_guid",
-    "parse_subscription",
     "request_bytes",
 ]
 
@@ -37,9 +36,6 @@ LIMITS: Final = {
     Mode.FULL: (2000, 1500),
     Mode.FULL_D30: (50, 1500),
 }
-
-# SEGMENT|token: `NSE_EQ|INE090A01021`, `NSE_INDEX|Nifty 50`, `GLOBAL_INDEX|^GSPC`. 128 is far above the longest known.
-_KEY: Final = re.compile(r"[A-Z][A-Z_]{1,31}\|[^\s@|]([^@|\x00-\x1f]{0,94}[^\s@|])?")
 
 
 class Method(StrEnum):
@@ -60,20 +56,6 @@ class SubscribeRequest:
 
     mode: Mode
     keys: tuple[str, ...]
-
-
-def parse_subscription(text: str, default_mode: Mode) -> Subscription:
-    """Return the subscription that `key` or `key@mode` names.
-
-    Raises:
-        ValueError: no instrument key, or no such mode; the text says what was expected.
-    """
-    key, at, mode = text.strip().partition("@")
-    if not _KEY.fullmatch(key):
-        raise ValueError(f"expected an instrument key such as NSE_EQ|INE090A01021, got {text[:100]!r}")
-    if at and mode not in set(Mode):
-        raise ValueError(f"expected a mode of {', '.join(Mode)} behind the @, got {text[:100]!r}")
-    return Subscription(instrument_key=key, mode=Mode(mode) if at else default_mode)
 
 
 def chunks(subscriptions: Iterable[Subscription]) -> tuple[SubscribeRequest, ...]:
@@ -116,18 +98,6 @@ def request_bytes(guid: str, method: Method, mode: Mode | None, keys: Sequence[s
 def new_guid(random: Random) -> str:
     """Return 20 lower-case hexadecimal digits, the length that the broker's examples have."""
     return f"{random.getrandbits(80):020x}"
-
-
-def backoff(random: Random, first_s: float = 1.0, cap_s: float = 30.0) -> Iterator[float]:
-    """Yield the seconds to wait before each further attempt, for ever.
-
-    Full jitter: each is uniform between 0 and a ceiling that doubles from first_s to cap_s, so that recorders thrown
-    off at one moment do not come back at one moment.
-    """
-    ceiling_s = min(first_s, cap_s)
-    while True:
-        yield random.uniform(0.0, ceiling_s)
-        ceiling_s = min(ceiling_s * 2.0, cap_s)
 
 
 class RateLimit:

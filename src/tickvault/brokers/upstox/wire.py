@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import ptars
 import pyarrow as pa
 import pyarrow.compute as pc
+from google.protobuf.message import DecodeError
 
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.model import SCHEMAS, TABLES, Definition, Frame, Rejected
@@ -31,7 +32,8 @@ _DAY_MS: Final = 86_400_000
 _IST_US: Final = int(dt.timedelta(hours=5, minutes=30) / dt.timedelta(microseconds=1))
 # The last millisecond whose nanosecond count fits an int64 (year 2262): what every store can hold.
 _MAX_MS: Final = (2**63 - 1) // 1_000_000
-_BAD_KEY: Final = r"^$|[\x00-\x1f\x7f]|\\$"
+_UNUSABLE: Final = r"\p{Cc}|\\$"  # no line protocol, file name or terminal can hold it
+_BAD_KEY: Final = rf"^$|{_UNUSABLE}"
 
 # column → path below marketFF; a zero there is null
 _SCALARS: Final[Mapping[str, str]] = {
@@ -157,9 +159,8 @@ class _Entries:
         return _Entries(keys=self.keys.take(rows), frame=self.frame.take(rows), values=self.values.take(rows))
 
     def _without_duplicates(self) -> _Entries:
-        rows = pa.table({"key": self.keys, "frame": self.frame, "row": _int64(range(len(self.keys)))})
-        last = rows.group_by(["key", "frame"]).aggregate([("row", "max")]).column("row_max").combine_chunks()
-        return self if len(last) == len(self.keys) else self.take(last.sort())
+        last = _last_of_each(self.keys, self.frame)
+        return self if len(last) == len(self.keys) else self.take(last)
 
     def field(self, *path: str) -> pa.Array:
         return pc.struct_field(self.values, list(path))
@@ -168,26 +169,63 @@ class _Entries:
 def _parse(frames: Sequence[Frame]) -> tuple[list[Frame], pa.RecordBatch | None, list[Rejected]]:
     """Parse all frames at once; when that fails, find the ones that do not parse by bisection."""
     try:
-        return list(frames), _HANDLER.list_to_record_batch([frame.payload for frame in frames]), []
-    except ValueError as exc:
-        reason = f"does not decode: {exc}"
+        return list(frames), _columns([frame.payload for frame in frames]), []
+    except ValueError:
+        pass
     good: list[Frame] = []
+    payloads: list[bytes] = []
     rejected: list[Rejected] = []
     pending = [frames]
     while pending:
         part = pending.pop()
         try:
-            _HANDLER.list_to_record_batch([frame.payload for frame in part])
+            readable = _readable([frame.payload for frame in part])
         except ValueError as exc:
             if len(part) == 1:
-                reason = f"does not decode: {exc}"
-                rejected.append(_rejected_frame(part[0], reason))
+                rejected.append(_rejected_frame(part[0], f"does not decode: {exc}"))
             else:
                 pending += [part[len(part) // 2 :], part[: len(part) // 2]]
         else:
             good.extend(part)
-    batch = _HANDLER.list_to_record_batch([frame.payload for frame in good]) if good else None
-    return good, batch, rejected
+            payloads.extend(readable)
+    return good, _columns(payloads) if good else None, rejected
+
+
+def _columns(payloads: Sequence[bytes]) -> pa.RecordBatch:
+    """Parse messages into columns.
+
+    Raises:
+        ValueError: one of them does not parse.
+    """
+    try:
+        return _HANDLER.list_to_record_batch(payloads)
+    except Exception:
+        raise
+    except BaseException as exc:
+        if type(exc).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the parser failed: {exc}") from exc  # a panic in Rust is no Exception, and would end us
+
+
+def _readable(payloads: Sequence[bytes]) -> Sequence[bytes]:
+    """Return messages as the parser takes them: a single one that it cannot read, as the reference would write it.
+
+    A map entry without a value is valid, and the parser panics at it (ptars 0.0.25).
+
+    Raises:
+        ValueError: one of them is no message, or any of several cannot be read.
+    """
+    try:
+        _columns(payloads)
+    except ValueError:
+        if len(payloads) > 1:
+            raise
+        try:
+            payloads = [pb.FeedResponse.FromString(payloads[0]).SerializeToString()]
+        except DecodeError as exc:
+            raise ValueError(str(exc)) from exc
+        _columns(payloads)
+    return payloads
 
 
 def _rejected_frame(frame: Frame, reason: str) -> Rejected:
@@ -243,7 +281,7 @@ def _ticks(
     for name in ("ltp", "ltt", "ltq", "cp", "iep"):
         paths = (("ltpc",), (*_MARKET, "ltpc"), (*_INDEX, "ltpc"), (*_FIRST, "ltpc"))
         columns[name] = pc.coalesce(*(entries.field(*path, name) for path in paths))
-    columns["ltt"] = _null_if_zero(columns["ltt"])
+    columns["ltt"] = pc.if_else(_in_range(columns["ltt"]), _null_if_zero(columns["ltt"]), None)
     columns["iep"] = _null_if_zero(pc.coalesce(columns["iep"], entries.field(*_MARKET, "iep")))
     for name, wire_name in _SCALARS.items():
         value = entries.field(*_MARKET, wire_name)
@@ -286,9 +324,16 @@ def _candles(
     values, entry = lists.flatten(), pc.list_parent_indices(lists)
     start_ms, interval = pc.struct_field(values, "ts"), pc.struct_field(values, "interval")
     named = pc.and_(pc.not_equal(interval, ""), pc.not_equal(start_ms, 0))
-    storable = pc.and_(pc.greater(start_ms, -_MAX_MS), pc.less(start_ms, _MAX_MS))
+    writable = pc.invert(pc.match_substring_regex(interval, _UNUSABLE))
+    storable = pc.and_(_in_range(start_ms), writable)
     rejected = [
-        _rejected_candle(frames[entries.frame[entry[row].as_py()].as_py()], entries.keys[entry[row].as_py()].as_py())
+        _rejected_candle(
+            frames[entries.frame[entry[row].as_py()].as_py()],
+            entries.keys[entry[row].as_py()].as_py(),
+            f"candle start {start_ms[row]} beyond what a nanosecond timestamp can hold"
+            if writable[row].as_py()
+            else f"unusable interval {interval[row].as_py()!r}: it holds a control character or ends in a backslash",
+        )
         for row in pc.indices_nonzero(pc.and_(named, pc.invert(storable))).to_pylist()
     ]
     rows = pc.indices_nonzero(pc.and_(named, storable))
@@ -309,8 +354,7 @@ def _candles(
     return last_versions(table), rejected
 
 
-def _rejected_candle(frame: Frame, key: str) -> Rejected:
-    reason = "candle start beyond what a nanosecond timestamp can hold"
+def _rejected_candle(frame: Frame, key: str, reason: str) -> Rejected:
     return Rejected(seq=frame.seq, table="candles", instrument_key=key, reason=reason, body=frame.payload)
 
 
@@ -345,7 +389,8 @@ def _market_status(
             "status": status,
             "seq": seqs.take(frame),
         }
-        parts.append(_table("market_status", columns).filter(pc.invert(bad)))
+        kept = pc.and_(pc.invert(bad), pc.is_in(_int64(range(len(keys))), value_set=_last_of_each(keys, frame)))
+        parts.append(_table("market_status", columns).filter(kept))
     return pa.concat_tables([SCHEMAS["market_status"].empty_table(), *parts]), rejected
 
 
@@ -355,6 +400,12 @@ def _parents(mapping: pa.MapArray) -> pa.Array:
     lengths = pc.subtract(mapping.offsets.slice(1), mapping.offsets.slice(0, len(mapping)))
     offsets = pc.cumulative_sum(pa.concat_arrays([pa.array([0], pa.int32()), lengths]))
     return pc.list_parent_indices(pa.ListArray.from_arrays(offsets, mapping.keys))
+
+
+def _last_of_each(keys: pa.Array, frame: pa.Array) -> pa.Array:
+    """Return the row of the last entry of each key in each frame, in order."""
+    rows = pa.table({"key": keys, "frame": frame, "row": _int64(range(len(keys)))})
+    return rows.group_by(["key", "frame"]).aggregate([("row", "max")]).column("row_max").combine_chunks().sort()
 
 
 def _symbols(keys: pa.Array, definitions: Mapping[str, Definition]) -> pa.Array:
@@ -373,6 +424,11 @@ def _names(enum: Any, numbers: pa.Array) -> pa.Array:
     known = {number: name for name, number in enum.items()}
     names = [known.get(number, str(number)) for number in encoded.dictionary.to_pylist()]
     return pa.array(names, pa.string()).take(encoded.indices)
+
+
+def _in_range(ms: pa.Array) -> pa.Array:
+    """Return which epoch milliseconds a timestamp of any unit can hold."""
+    return pc.and_(pc.greater(ms, -_MAX_MS), pc.less(ms, _MAX_MS))
 
 
 def _null_if_zero(values: pa.Array) -> pa.Array:

@@ -1,0 +1,86 @@
+"""Which instruments to record, as a URL of the user's tells it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from yarl import URL
+
+from tickvault.brokers.upstox.api import get
+from tickvault.errors import FeedUnavailable
+from tickvault.subscriptions import parse_subscription
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from tickvault.model import Mode, Subscription
+
+__all__ = ["InstrumentsUrl"]
+
+MAX_KEYS_BYTES: Final = 4 * 1024 * 1024
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class InstrumentsUrl:
+    """A URL that answers with `{"instruments": [key, …]}`; a key may have `@mode` behind it.
+
+    Calling it reads the URL again. Call it at each reconnect: it is what a feed takes as its subscriptions.
+
+    Args:
+        url: its query may hold a secret; never quoted.
+        session: the program's HTTP session; not closed here.
+        default_mode: of keys that name none.
+    """
+
+    def __init__(self, url: str, session: aiohttp.ClientSession, default_mode: Mode) -> None:
+        self._url = URL(url)
+        self._session = session
+        self._default_mode = default_mode
+        self._last: tuple[Subscription, ...] = ()
+        self._malformed: frozenset[str] = frozenset()
+        self._failed: str | None = None
+
+    async def __call__(self) -> tuple[Subscription, ...]:
+        """Return the list as it is now, or the last good one when it cannot be had.
+
+        Raises:
+            FeedUnavailable: it cannot be had, and never could.
+        """
+        try:
+            self._last = await self._read()
+            self._failed = None
+        except FeedUnavailable as exc:
+            if not self._last:
+                raise
+            if str(exc) != self._failed:
+                self._failed = str(exc)
+                log.warning("instruments_url.failed", error=self._failed, keys_kept=len(self._last))
+        return self._last
+
+    async def _read(self) -> tuple[Subscription, ...]:
+        what = "the instruments URL"
+        headers = {"Accept": "application/json", "Cache-Control": "no-cache"}
+        answer = await get(self._session, self._url, what=what, headers=headers, max_bytes=MAX_KEYS_BYTES)
+        if answer.status != 200:
+            raise FeedUnavailable(f"{what} answers with HTTP {answer.status}")
+        body = answer.json()
+        items = body.get("instruments") if isinstance(body, dict) else None
+        if not isinstance(items, list):
+            raise FeedUnavailable(f'{what} answers without a list; expected {{"instruments": ["NSE_EQ|…", …]}}')
+        subscriptions: dict[str, Subscription] = {}
+        malformed = set()
+        for item in items:
+            try:
+                subscription = parse_subscription(item if isinstance(item, str) else "", self._default_mode)
+            except ValueError:
+                malformed.add(str(item)[:100])
+            else:
+                subscriptions.setdefault(subscription.instrument_key, subscription)
+        if malformed - self._malformed:
+            log.warning("instruments_url.keys_skipped", count=len(malformed), examples=sorted(malformed)[:5])
+        self._malformed = frozenset(malformed)
+        if not subscriptions:
+            raise FeedUnavailable(f"{what} names no usable instrument")
+        return tuple(subscriptions.values())

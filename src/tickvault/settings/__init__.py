@@ -1,0 +1,45 @@
+"""What the user set: names → one typed, frozen tree.
+
+Four steps, each a module: read the layers (`layers`: the only I/O, and the environment is an argument); settle which
+text each setting has (`precedence`); let pydantic-settings give the texts their types (`values`); build the tree, with
+what follows from several settings at once (`loading`). SETTINGS (`table`) drives all of them, and
+docs/reference/settings.md. A folder, since its parts say nothing without one another.
+"""
+
+from tickvault.settings.demands import check_plaintext, require_recordable
+from tickvault.settings.loading import load_settings
+from tickvault.settings.table import SETTINGS, Setting
+from tickvault.settings.tree import (
+    DiskReserve,
+    HttpSettings,
+    InfluxApi,
+    InfluxLayout,
+    InfluxSettings,
+    LogFormat,
+    LogLevel,
+    NotifySettings,
+    Settings,
+    UpstoxSettings,
+)
+from tickvault.settings.values import parse_list
+from tickvault.subscriptions import parse_subscriptions
+
+__all__ = [
+    "SETTINGS",
+    "DiskReserve",
+    "HttpSettings",
+    "InfluxApi",
+    "InfluxLayout",
+    "InfluxSettings",
+    "LogFormat",
+    "LogLevel",
+    "NotifySettings",
+    "Setting",
+    "Settings",
+    "UpstoxSettings",
+    "check_plaintext",
+    "load_settings",
+    "parse_list",
+    "parse_subscriptions",
+    "require_recordable",
+]

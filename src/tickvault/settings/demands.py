@@ -1,0 +1,58 @@
+"""What some commands ask of the settings besides their being sound."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tickvault.addresses import Endpoint, check_endpoints
+from tickvault.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tickvault.settings.tree import Settings
+
+__all__ = ["check_plaintext", "require_recordable"]
+
+
+def require_recordable(settings: Settings) -> None:
+    """Pass settings that say whose feed to record.
+
+    Raises:
+        ConfigurationError: there is no token, or no instrument; the message says what to set.
+    """
+    missing = []
+    if settings.upstox.access_token is None and settings.upstox.token_url is None:
+        missing.append("no token: set UPSTOX_ACCESS_TOKEN (an Analytics token is advised) or UPSTOX_TOKEN_URL")
+    if not settings.subscriptions and settings.instruments_list_url is None:
+        missing.append(
+            "no instruments: set TICKVAULT_INSTRUMENTS, e.g. NSE_EQ|INE002A01018,NSE_INDEX|Nifty 50, "
+            "or TICKVAULT_INSTRUMENTS_URL"
+        )
+    if missing:
+        raise ConfigurationError("; ".join([*missing, "`tickvault demo` needs no credentials"]))
+
+
+def check_plaintext(settings: Settings, resolve: Callable[[str], Sequence[str]]) -> tuple[str, ...]:
+    """Apply the plain-text rule (tickvault.addresses) to every address in use and return the warnings.
+
+    Args:
+        settings: what is in use.
+        resolve: host name → its addresses; empty, or OSError, when it has none at present. May block.
+
+    Raises:
+        ConfigurationError: an address would send data unprotected through a public network.
+    """
+    broker = [("UPSTOX_API_URL", settings.upstox.api_url), ("UPSTOX_INSTRUMENTS_URL", settings.upstox.instruments_url)]
+    others = [
+        ("UPSTOX_TOKEN_URL", settings.upstox.token_url),
+        ("TICKVAULT_INSTRUMENTS_URL", settings.instruments_list_url),
+        ("INFLUX_URL", settings.influx.url if settings.influx and "influx" in settings.sinks else None),
+        ("TICKVAULT_NOTIFY_URL", settings.notify.url if settings.notify else None),
+        *(("NATS_URL", url) for url in (settings.nats_url or "").split(",") if "nats" in settings.sinks),
+    ]
+    endpoints = [
+        *(Endpoint(name=name, url=url, broker=True) for name, url in broker if url),
+        *(Endpoint(name=name, url=url) for name, url in others if url),
+    ]
+    return check_endpoints(endpoints, allowed=settings.allow_plaintext, resolve=resolve)

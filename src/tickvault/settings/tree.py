@@ -1,0 +1,148 @@
+"""What the user set, as one typed, frozen tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic import SecretStr
+
+    from tickvault.model import Mode, Subscription
+
+__all__ = [
+    "DiskReserve",
+    "HttpSettings",
+    "InfluxApi",
+    "InfluxLayout",
+    "InfluxSettings",
+    "LogFormat",
+    "LogLevel",
+    "NotifySettings",
+    "Settings",
+    "UpstoxSettings",
+]
+
+
+class InfluxApi(StrEnum):
+    """Which write API an InfluxDB server has."""
+
+    AUTO = "auto"
+    V1 = "v1"
+    V2 = "v2"
+    V3 = "v3"
+
+
+class InfluxLayout(StrEnum):
+    """How rows become points."""
+
+    TICKVAULT = "tickvault"
+    TRADEDATAFEED = "tradedatafeed"
+
+
+class LogLevel(StrEnum):
+    """The least important line that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How a log line looks."""
+
+    AUTO = "auto"
+    CONSOLE = "console"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstoxSettings:
+    """How the broker is reached. At most one of token and token URL is there; addresses stay out of the repr."""
+
+    access_token: SecretStr | None
+    token_url: str | None = field(repr=False)
+    api_url: str = field(repr=False)
+    instruments_url: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfluxSettings:
+    """Where and how points are written. `url` has no trailing slash; `depth` is 0 to 30 book levels."""
+
+    url: str = field(repr=False)
+    org: str | None
+    bucket: str | None
+    token: SecretStr | None
+    username: str | None
+    password: SecretStr | None
+    api: InfluxApi
+    layouts: tuple[InfluxLayout, ...]
+    depth: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotifySettings:
+    """Who is told what. `events` and `sinks` are None for all of them."""
+
+    url: str = field(repr=False)
+    events: tuple[str, ...] | None
+    sinks: tuple[str, ...] | None
+    secret: SecretStr | None
+    interval_s: float
+    retry_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings:
+    """Where the web server listens; `explicit` when the user said so. Port 0 is any free port."""
+
+    host: str
+    port: int
+    token: SecretStr | None
+    explicit: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskReserve:
+    """Free disk space that intake leaves alone: exactly one of the two."""
+
+    percent: float | None
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything the user set, checked.
+
+    Attributes:
+        subscriptions: in the user's order, each key once; when there are any, `instruments_list_url` is None.
+        influx: None when there is no URL; there whether or not the sink runs.
+        http: None when it is off.
+        warnings: one line each, for the caller to say once.
+    """
+
+    upstox: UpstoxSettings
+    subscriptions: tuple[Subscription, ...]
+    instruments_list_url: str | None = field(repr=False)
+    mode: Mode
+    data_dir: Path
+    sinks: tuple[str, ...]
+    influx: InfluxSettings | None
+    notify: NotifySettings | None
+    queue_frames: int
+    queue_bytes: int
+    http: HttpSettings | None
+    retain_s: float
+    disk_reserve: DiskReserve
+    shutdown_s: float
+    log_level: LogLevel
+    log_format: LogFormat
+    log_file: Path | None
+    nats_url: str | None = field(repr=False)
+    allow_plaintext: tuple[str, ...]
+    warnings: tuple[str, ...]
