@@ -7,10 +7,10 @@ import datetime as dt
 import os
 import platform
 import sqlite3
+import subprocess
 from pathlib import Path
 
 from benchmarks import journal_price
-from tickvault.datafolder import _fstype
 
 RESULTS = Path(__file__).parent / "results.md"
 BENCHMARKS = (journal_price,)
@@ -20,8 +20,9 @@ def main() -> None:
     """Run, print and, if asked to, keep the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--write", action="store_true", help="rewrite benchmarks/results.md")
-    parser.add_argument("--place", type=Path, default=Path(), help="folder on the disk to measure; default: this one")
+    parser.add_argument("--place", type=Path, default=Path("build"), help="folder on the disk to measure")
     asked = parser.parse_args()
+    asked.place.mkdir(parents=True, exist_ok=True)
     machine = _machine(asked.place)
     sections = [f"# Benchmarks\n\n{machine}\n"]
     print(machine + "\n")
@@ -38,11 +39,12 @@ def _machine(place: Path) -> str:
     """Say what was run where, one sentence a line."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.machine())
+    kind = subprocess.run(["stat", "-f", "-c", "%T", place], capture_output=True, text=True, check=True).stdout.strip()
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return (
         f"Measured {dt.datetime.now(dt.UTC):%Y-%m-%d} by `python -m benchmarks --write`.\n"
         f"{os.cpu_count()} cores of {model}, {memory_gb:.0f} GB, Linux {platform.release()}, "
-        f"file system {_fstype(place.resolve()) or 'unknown'}.\n"
+        f"file system {kind}, load average before {os.getloadavg()[0]:.1f}.\n"
         f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}."
     )
 

@@ -28,7 +28,8 @@ from yarl import URL
 from tickvault.addresses import bare_url
 from tickvault.batching import IST
 from tickvault.brokers.upstox.api import UpstoxApi
-from tickvault.brokers.upstox.instruments import InstrumentList, InstrumentsUrl
+from tickvault.brokers.upstox.instruments import InstrumentList
+from tickvault.brokers.upstox.keylist import InstrumentsUrl
 from tickvault.brokers.upstox.plan import excess
 from tickvault.brokers.upstox.tokens import StaticToken, TokenUrl
 from tickvault.datafolder import DataFolder, holder

@@ -14,6 +14,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 import structlog
 import typer
@@ -319,9 +320,21 @@ def _configure_logs(settings: Settings, *, watched: bool) -> None:
         level=settings.log_level,
         form=settings.log_format,
         file=settings.log_file,
-        secrets=[secret.get_secret_value() for secret in secrets if secret is not None],
+        secrets=[*(secret.get_secret_value() for secret in secrets if secret is not None), *_secrets_in_urls(settings)],
         watched=watched,
     )
+
+
+def _secrets_in_urls(settings: Settings) -> list[str]:
+    """Return passwords and query values of the addresses in use: any of them may be a credential."""
+    upstox, influx, notify = settings.upstox, settings.influx, settings.notify
+    urls = [upstox.token_url, settings.instruments_list_url, settings.nats_url]
+    urls += [influx.url if influx else None, notify.url if notify else None]
+    found = []
+    for url in filter(None, urls):
+        parts = urlsplit(url)
+        found += [parts.password or "", *(value for _, value in parse_qsl(parts.query))]
+    return [value for value in found if value]
 
 
 def _recorded(folder: Path) -> Path:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+from tickvault.errors import ConfigurationError
 
-    from structlog.typing import EventDict, Processor, WrappedLogger
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+    from typing import TextIO, TypeAlias
+
+    from structlog.typing import EventDict, WrappedLogger
+
+    Renderer: TypeAlias = Callable[[WrappedLogger, str, EventDict], str]
 
 __all__ = ["configure"]
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _MASK: Final = "***"
+_SHORTEST: Final = 4  # characters of a secret: shorter ones would blacken ordinary words
 
 
 def configure(*, level: str, form: str, file: Path | None, secrets: Iterable[str], watched: bool = False) -> None:
@@ -25,52 +31,63 @@ def configure(*, level: str, form: str, file: Path | None, secrets: Iterable[str
     Args:
         level: debug, info, warning or error.
         form: console, json, or auto: console on a terminal.
-        file: instead of stderr; appended to, 0600.
+        file: gets every line too, as JSON; appended to, 0600.
         secrets: texts that no line may contain, whatever is logged; replaced by `***`.
         watched: a live line is on the terminal: only warnings are shown beside it.
     """
-    stream = sys.stderr
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        stream = file.open("a", encoding="utf-8", buffering=1)
-    on_terminal = stream.isatty()
-    as_json = form == "json" or (form == "auto" and not on_terminal)
-    last: list[Processor] = [structlog.processors.JSONRenderer(default=str)]
-    if not as_json:
-        plain = structlog.dev.plain_traceback
-        last = [structlog.dev.ConsoleRenderer(colors=on_terminal, exception_formatter=plain)]
-    else:
-        # As text: a structured traceback carries local variables, and with them frames and tokens.
-        last.insert(0, structlog.processors.format_exc_info)
-    least = max(_LEVELS[level], _LEVELS["warning"] if watched and file is None else 0)
+    as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
+    shown = _json if as_json else _console(colors=sys.stderr.isatty())
+    least_shown = max(_LEVELS[level], _LEVELS["warning"] if watched else 0)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _Mask([secret for secret in secrets if secret]),
-            *last,
+            # As text: a structured traceback carries local variables, and with them frames and tokens.
+            structlog.processors.format_exc_info,
+            _Lines(shown, None if file is None else _opened(file), least_shown, secrets),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(least),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
 
 
-class _Mask:
-    """Takes secrets out of every value of a log line: the last of several lines of defence."""
+class _Lines:
+    """Renders an event for stderr and for the file, and takes secrets out: the last of several lines of defence."""
 
-    def __init__(self, secrets: list[str]) -> None:
-        self._secrets = secrets
+    def __init__(self, render: Renderer, file: TextIO | None, least_shown: int, secrets: Iterable[str]) -> None:
+        self._render = render
+        self._file = file
+        self._least_shown = least_shown
+        self._secrets = sorted({secret for secret in secrets if len(secret) >= _SHORTEST}, key=len, reverse=True)
 
-    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        if self._secrets:
-            for name, value in event.items():
-                event[name] = self._masked(value)
-        return event
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> str:
+        if self._file is not None:
+            self._file.write(self._masked(_json(logger, method, dict(event))) + "\n")
+        if _LEVELS.get(event["level"], _LEVELS["error"]) < self._least_shown:
+            raise structlog.DropEvent
+        return self._masked(self._render(logger, method, event))
 
-    def _masked(self, value: Any) -> Any:
-        if isinstance(value, str):
-            for secret in self._secrets:
-                value = value.replace(secret, _MASK)
-        return value
+    def _masked(self, line: str) -> str:
+        for secret in self._secrets:
+            line = line.replace(secret, _MASK)
+        return line
+
+
+def _json(logger: WrappedLogger, method: str, event: EventDict) -> str:
+    return str(structlog.processors.JSONRenderer(default=str)(logger, method, event))
+
+
+def _console(*, colors: bool) -> Renderer:
+    return structlog.dev.ConsoleRenderer(colors=colors)
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        return path.open("a", encoding="utf-8", buffering=1)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"TICKVAULT_LOG_FILE: cannot write to {path}: {exc.strerror}; name a file in a folder you own, or remove it"
+        ) from exc

@@ -1,0 +1,315 @@
+"""No secret leaves the program but to the server it is for: not in output, log, page, metric, error or file.
+
+Every secret here is recognisable. The servers spoken to are as careless as servers are: they quote what they were sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from programs import call, recorder, simulator, stats
+from servers import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+USER = "someone"
+TOKEN = "Canary-upstox-token"
+INFLUX_TOKEN = "Canary-influx-token"
+INFLUX_PASSWORD = "Canary-influx-password"
+NOTIFY_SECRET = "Canary-notify-secret"
+HTTP_TOKEN = "Canary-http-token"
+IN_URL = "Canary-in-url"  # in the user part, the path and the query of addresses
+URI_CODE = "Canary-feed-code"  # of the authorized address, which opens the feed to whoever has it
+PLAIN = b"canary"
+# What Basic authorization makes of them: as good as the secret itself.
+CODED = [base64.b64encode(f"{USER}:{secret}".encode()).rstrip(b"=") for secret in (INFLUX_PASSWORD, HTTP_TOKEN, IN_URL)]
+KEYS = "NSE_EQ|INE002A01018"
+
+
+def leaks(*texts: str | bytes) -> list[str]:
+    """Return the surroundings of every secret in some texts."""
+    found = []
+    for text in texts:
+        data = text.encode() if isinstance(text, str) else text
+        for needle, hay in [(PLAIN, data.lower()), *((code, data) for code in CODED)]:
+            at = hay.find(needle)
+            if at >= 0:
+                found.append(data[max(0, at - 120) : at + 80].decode(errors="replace"))
+    return found
+
+
+def leaks_in_files(folder: Path) -> list[str]:
+    """Return the files below a folder that hold a secret, in their content or name."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [
+        f"{path.name}: {found}" for path in files if (found := leaks(path.read_bytes(), str(path.relative_to(folder))))
+    ]
+
+
+class Careless:
+    """Broker, InfluxDB and webhook in one, quoting whatever they are sent.
+
+    Attributes:
+        broker: `refuse` the token, or give a `uri` that then refuses the handshake.
+        influx, hook: statuses that they answer a POST with.
+        seen: (path, what was quoted) of every request.
+    """
+
+    def __init__(self) -> None:
+        self.broker = "refuse"
+        self.influx = 204
+        self.hook = 204
+        self.seen: list[tuple[str, str]] = []
+        self.url = ""
+
+    def answer(self, method: str, path: str, quoted: str) -> tuple[int, Any]:
+        self.seen.append((path, quoted))
+        bare = path.partition("?")[0]
+        errors = {"errors": [{"errorCode": "UDAPI100050", "message": quoted}]}
+        match method, bare.rpartition("/")[2]:
+            case _, "token":
+                return 200, {"access_token": TOKEN}
+            case _, "instruments":
+                return 200, {"instruments": [KEYS]}
+            case _, "authorize" if self.broker == "uri":
+                uri = f"ws{self.url.removeprefix('http')}/feed?code={URI_CODE}"
+                return 200, {"status": "success", "data": {"authorized_redirect_uri": uri}}
+            case _, "authorize":
+                return 401, errors
+            case "POST", "write":
+                return self.influx, {"code": "invalid", "message": f"unable to parse {quoted}", "error": quoted}
+            case "POST", "hook":
+                return self.hook, errors
+            case _, "ping" | "health":
+                return 204, {}
+            case _:
+                return 403, errors
+
+
+@contextmanager
+def careless() -> Iterator[Careless]:
+    one = Careless()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def respond(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            quoted = f"{self.path} {dict(self.headers)} {body[:200].decode(errors='replace')}"
+            status, answer = one.answer(self.command, self.path, quoted)
+            data = b"" if status == 204 else json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("X-Influxdb-Version", "v2.7.1")
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = respond
+
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_args: object) -> None:
+            pass  # a recorder that stops hangs up
+
+    server = Server(("127.0.0.1", 0), Handler)
+    one.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield one
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def secretive(url: str, path: str) -> str:
+    """Return an address with secrets wherever an address can hold one."""
+    return url.replace("//", f"//{USER}:{IN_URL}@") + f"{path}?key={IN_URL}"
+
+
+def secrets(folder: Path, broker: str, other: str, **more: str) -> dict[str, str]:
+    """Return settings with a secret in every place that takes one; blank leaves a setting out."""
+    settings = {
+        "UPSTOX_ACCESS_TOKEN": TOKEN,
+        "UPSTOX_API_URL": broker,
+        "UPSTOX_INSTRUMENTS_URL": f"{broker}/market-quote/instruments/exchange/complete.json.gz?key={IN_URL}",
+        "TICKVAULT_INSTRUMENTS_URL": secretive(broker, "/instruments"),
+        "INFLUX_URL": other,
+        "INFLUX_BUCKET": "b",
+        "INFLUX_ORG": "o",
+        "INFLUX_TOKEN": INFLUX_TOKEN,
+        "INFLUX_USERNAME": USER,
+        "INFLUX_PASSWORD": INFLUX_PASSWORD,
+        "TICKVAULT_NOTIFY_URL": secretive(other, f"/{IN_URL}/hook"),
+        "TICKVAULT_NOTIFY_SECRET": NOTIFY_SECRET,
+        "TICKVAULT_NOTIFY_INTERVAL_S": "0",
+        "TICKVAULT_HTTP": "127.0.0.1:0",
+        "TICKVAULT_HTTP_TOKEN": HTTP_TOKEN,
+        "TICKVAULT_DATA_DIR": str(folder / "data"),
+        "TICKVAULT_LOG_LEVEL": "debug",
+        "TICKVAULT_SHUTDOWN_S": "3",
+        **more,
+    }
+    return {name: text for name, text in settings.items() if text}
+
+
+def page(address: str, path: str, authorization: str | None) -> str:
+    """Return an answer of the status server: its headers and body, whatever its status."""
+    request = urllib.request.Request(f"http://{address}{path}")
+    if authorization is not None:
+        request.add_header("Authorization", authorization)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return f"{answer.headers}{answer.read().decode()}"
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return f"{exc.headers}{exc.read().decode()}"
+
+
+def pages(data_dir: Path) -> list[str]:
+    """Return everything that the status server of a running recorder serves, to friend and stranger."""
+    address = json.loads((data_dir / "lock").read_text())["http"]
+    paths = ("/", "/api/status", "/metrics", "/healthz", "/readyz", "/nowhere")
+    basic = base64.b64encode(f"{USER}:{HTTP_TOKEN}".encode()).decode()
+    given = (f"Bearer {HTTP_TOKEN}", f"Basic {basic}", "Bearer another", None)
+    return [page(address, path, authorization) for path in paths for authorization in given]
+
+
+def observe(environ: Mapping[str, str], folder: Path, pid: int) -> list[str]:
+    """Return what people and programs can see of a running recorder."""
+    seen = [Path(f"/proc/{pid}/cmdline").read_text(), *pages(folder / "data")]
+    for words in (["status"], ["status", "--json"], ["check"], ["journal", "stats"], ["query", "SELECT * FROM gaps"]):
+        done = call(*words, environ=environ, folder=folder)
+        seen += [done.stdout, done.stderr]
+        assert done.stdout, done.stderr
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("influx", "hook", "credentials"),
+    [
+        pytest.param(204, 204, {}, id="all well"),
+        pytest.param(401, 500, {}, id="refused"),
+        pytest.param(400, 302, {}, id="rows refused"),
+        pytest.param(503, 404, {"INFLUX_TOKEN": ""}, id="down, with a password"),
+        pytest.param(422, 404, {"INFLUX_TOKEN": "", "INFLUX_API": "v1"}, id="rows refused, with a password"),
+        pytest.param(
+            401, 404, {"INFLUX_TOKEN": "", "INFLUX_USERNAME": "", "INFLUX_PASSWORD": ""}, id="user in the URL"
+        ),
+    ],
+)
+def test_a_recorder_keeps_secrets(tmp_path: Path, influx: int, hook: int, credentials: dict[str, str]) -> None:
+    """While it records, however its stores answer."""
+    with simulator(tmp_path, "--instruments", "5") as (broker, process), careless() as server:
+        server.influx, server.hook = influx, hook
+        other = secretive(server.url, "").partition("?")[0] if "INFLUX_USERNAME" in credentials else server.url
+        environ = secrets(tmp_path, broker, other, TICKVAULT_NOTIFY_URL=secretive(server.url, "/hook"), **credentials)
+        with recorder(tmp_path, environ) as running:
+
+            def met() -> bool:
+                assert running.alive, running.said()
+                paths = [path for path, _ in server.seen]
+                return any("write" in path for path in paths) and any("hook" in path for path in paths)
+
+            wait_until(lambda: stats(tmp_path / "data")["last_seq"] > 1 and met(), "store and webhook are spoken to")
+            wait_until(lambda: (tmp_path / "data" / "lock").read_text().count("127.0.0.1") == 1, "status is served")
+            seen = observe(environ, tmp_path, running.process.pid)
+            running.stop()
+            seen += [running.said(), process.said()]
+        # The test would prove nothing had the servers not got them.
+        sent = " ".join(quoted for _, quoted in server.seen)
+        assert leaks(sent)
+        assert "X-Tickvault-Signature" in sent
+    assert leaks(*seen) == []
+    assert leaks_in_files(tmp_path) == []
+
+
+def test_a_broker_that_refuses_hears_nothing_back(tmp_path: Path) -> None:
+    """It quotes the token in its refusal; the exit code is 3, and neither line nor journal has the quotation."""
+    with careless() as server:
+        environ = secrets(tmp_path, server.url, server.url)
+        done = call("run", environ=environ, folder=tmp_path)
+        checked = call("check", environ=environ, folder=tmp_path)
+        assert TOKEN in " ".join(quoted for _, quoted in server.seen)
+    assert (done.returncode, checked.returncode) == (3, 1)
+    assert "UDAPI100050" in done.stderr
+    assert leaks(done.stdout, done.stderr, checked.stdout, checked.stderr) == []
+    assert leaks_in_files(tmp_path) == []
+
+
+def test_an_authorized_address_stays_secret(tmp_path: Path) -> None:
+    """A feed that refuses the handshake, a token from a URL: the recorder goes on, and says neither."""
+    with careless() as server:
+        server.broker = "uri"
+        urls = {"UPSTOX_ACCESS_TOKEN": "", "UPSTOX_TOKEN_URL": secretive(server.url, "/token")}
+        environ = secrets(tmp_path, server.url, server.url, **urls)
+        with recorder(tmp_path, environ) as running:
+            wait_until(lambda: any("/feed?" in path for path, _ in server.seen), "the address is tried")
+            wait_until(lambda: "feed.failed" in running.said(), "the refusal is told")
+            seen = observe(environ, tmp_path, running.process.pid)
+            assert running.stop() == 0
+            seen.append(running.said())
+    assert leaks(*seen) == []
+    assert leaks_in_files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param({"UPSTOX_ACCESS_TOKEN": f"{TOKEN} twice"}, id="token with a blank"),
+        pytest.param({"UPSTOX_ACCESS_TOKEN": f"{TOKEN}\u20b9"}, id="token that no header carries"),
+        pytest.param({"ACCESS_TOKEN": f"{TOKEN}-another"}, id="two tokens"),
+        pytest.param({"UPSTOX_ACCESS_TOKEN": "", "UPSTOX_ACCESS_TOKEN_FILE": TOKEN}, id="token in place of its file"),
+        pytest.param({"UPSTOX_ACCESS_TOKEN": "", "UPSTOX_TOKEN_URL": TOKEN}, id="token in place of its URL"),
+        pytest.param({"UPSTOX_API_URL": f"http://{USER}:{IN_URL}@8.8.8.8/{IN_URL}"}, id="broker without TLS"),
+        pytest.param({"INFLUX_URL": f"http://{USER}:{IN_URL}@8.8.8.8:8086/{IN_URL}"}, id="store without TLS"),
+        pytest.param({"INFLUX_URL": f"ftp://{USER}:{IN_URL}@127.0.0.1"}, id="store by ftp"),
+        pytest.param({"INFLUX_TOKEN": f"{INFLUX_TOKEN}\tx"}, id="InfluxDB token with a tab"),
+        pytest.param({"INFLUX_PASSWORD_FILE": f"/nowhere/{USER}"}, id="two passwords"),
+        pytest.param({"TICKVAULT_NOTIFY_URL": f"127.0.0.1/{IN_URL}"}, id="webhook without scheme"),
+        pytest.param({"TICKVAULT_NOTIFY_URL": f"http://{IN_URL}:port/{IN_URL}"}, id="webhook with a wrong port"),
+        pytest.param({"TICKVAULT_INSTRUMENTS_URL": f"https://{USER}:{IN_URL} x@h"}, id="list URL with a blank"),
+        pytest.param({"TICKVAULT_HTTP_TOKN": HTTP_TOKEN}, id="misspelt"),
+        pytest.param({"TICKVAULT_QUEUE_FRAMES": "many"}, id="another one wrong"),
+    ],
+)
+def test_wrong_settings_are_told_without_their_values(tmp_path: Path, wrong: dict[str, str]) -> None:
+    """A secret in the wrong place, or beside a wrong setting, is not repeated."""
+    environ = secrets(tmp_path, "http://127.0.0.1:9", "http://127.0.0.1:9", **wrong)
+    done = call("run", environ=environ, folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert leaks(done.stdout, done.stderr) == []
+    assert leaks_in_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [".env", "settings.toml"])
+def test_settings_files_are_not_quoted(tmp_path: Path, name: str) -> None:
+    """A file with secrets and mistakes is named, its content is not."""
+    here = tmp_path / "here"
+    here.mkdir()
+    lines = {
+        ".env": f"UPSTOX_ACCESS_TOKEN={TOKEN}\nTICKVAULT_TOKEN={TOKEN}\n= {TOKEN}\nTICKVAULT_NOTIFY_SECRET '{NOTIFY_SECRET}\n",
+        "settings.toml": f'UPSTOX_ACCESS_TOKEN = ["{TOKEN}"]\nINFLUX_TOKEN = "{INFLUX_TOKEN}\n',
+    }
+    (here / name).write_text(lines[name])
+    words = ["run"] if name == ".env" else ["run", "--config", name]
+    done = call(*words, environ={"TICKVAULT_LOG_LEVEL": "debug"}, folder=here)
+    assert done.returncode == 2
+    assert name in done.stderr
+    assert leaks(done.stdout, done.stderr) == []
