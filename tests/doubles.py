@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tickvault.journal import Committed
     from tickvault.model import Frame
+    from tickvault.state import Cursor
 
 AT_MS = 1_788_234_300_000  # 2026-09-01 08:55 IST
 AT_NS = AT_MS * 1_000_000
@@ -155,6 +156,12 @@ class Vault:
     def folder(self) -> Path:
         return self.path / "journal"
 
+    @property
+    def cursor(self) -> Cursor:
+        cursor = self.state.cursor("parquet")
+        assert cursor is not None
+        return cursor
+
     def open(self) -> None:
         state = type("_State", (CrashingState,), {"fuse": self.fuse})
         journal = type("_Journal", (CrashingJournal,), {"fuse": self.fuse})
@@ -185,8 +192,7 @@ class Vault:
 
     def deliver(self, max_frames: int) -> bool:
         """Deliver one batch; False when there is nothing."""
-        cursor = self.state.cursor("parquet")
-        assert cursor is not None
+        cursor = self.cursor
         reader = JournalReader(self.folder, cursor.seq)
         try:
             chunk = reader.read(max_frames=max_frames, max_bytes=10**9)

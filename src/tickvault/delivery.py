@@ -13,14 +13,14 @@ import traceback
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 import structlog
 
 from tickvault import journal as journals
 from tickvault.backoff import backoff
 from tickvault.batching import IST, joined, to_batch
-from tickvault.errors import BatchRejected, BatchTooLarge, SinkMisconfigured, SinkUnavailable
+from tickvault.errors import BatchRejected, BatchTooLarge, JournalFull, SinkMisconfigured, SinkUnavailable
 from tickvault.journal import Fact, JournalReader
 from tickvault.model import Batch, Rejected
 from tickvault.state import Notice
@@ -36,20 +36,37 @@ if TYPE_CHECKING:
     from tickvault.model import Sink
     from tickvault.state import Cursor, State
 
-__all__ = ["Delivery", "Restart"]
+__all__ = ["Delivery", "Patience"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _log: Final = structlog.get_logger(__name__)
 _READ_FRAMES: Final = 2_000
 _READ_BYTES: Final = 4_000_000  # decoded at a time: bounds memory whatever the policy is
-_MISCONFIGURED_PAUSE_S: Final = 60.0
-_LONGEST_PAUSE_S: Final = 30.0
 _REFUSALS_OF: Final = 10_000  # rows looked back on
-_REFUSALS_PARK: Final = 100  # more of them refused: a wrong mapping, not bad rows
+_REFUSALS_PERCENT: Final = 1  # more of them refused: a wrong mapping, not bad rows
 _WHOLE_BATCH: Final = 10  # rows from which "every row refused" is no accident
 
 
-class Restart(Exception):
+class _Restart(Exception):
     """The cursor moved back; begin again behind it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long delivery waits for what, in seconds.
+
+    Attributes:
+        first_s: before an unavailable store is tried again, the first time; doubles up to `longest_s`.
+        misconfigured_s: before a store that refuses us is tried again.
+        look_s: an idle delivery looks into the journal this often.
+    """
+
+    first_s: float = 0.5
+    longest_s: float = 30.0
+    misconfigured_s: float = 60.0
+    look_s: float = 1.0
 
 
 class _Parked(Exception):
@@ -71,7 +88,7 @@ class _Refusals:
 
     def too_many(self, batch_rows: int, batch_refused: int) -> bool:
         whole = batch_refused == batch_rows and batch_rows >= _WHOLE_BATCH
-        return whole or self.refused > _REFUSALS_PARK
+        return whole or self.refused * 100 > max(self.rows, _REFUSALS_OF) * _REFUSALS_PERCENT
 
 
 class Delivery:
@@ -91,6 +108,7 @@ class Delivery:
         wall_ns: Callable[[], int],
         rng: random.Random,
         message: str,
+        patience: Patience = Patience(),
     ) -> None:
         self.name = sink.name
         self.rows: dict[str, int] = {}
@@ -106,6 +124,7 @@ class Delivery:
         self._wall_ns = wall_ns
         self._rng = rng
         self._message = message
+        self._patience = patience
         self._refusals = _Refusals()
         self._condition = "running"
         self._settling: deque[tuple[float, int]] = deque()
@@ -117,7 +136,7 @@ class Delivery:
             try:
                 ledger = await asyncio.to_thread(journals.ledger, self._folder, up_to_seq=self._cursor.seq)
                 await self._from(reader, ledger)
-            except Restart:
+            except _Restart:
                 continue
             except Exception as exc:  # noqa: BLE001 - a sink's bug must not reach intake or the other sinks
                 await self._park(exc)
@@ -143,11 +162,12 @@ class Delivery:
         loop = asyncio.get_running_loop()
         while True:
             chunk, held = held, None
+            drained = self._drained.is_set()
             if chunk is None:
                 room = max(1, min(_READ_BYTES, policy.max_bytes - size))
                 chunk = await asyncio.to_thread(reader.read, max_frames=_READ_FRAMES, max_bytes=room)
             if chunk is None:
-                if self._drained.is_set() and self._progress.last_seq <= reader.after_seq:
+                if drained:  # what was announced before the read was committed, so this was the end
                     break
                 left_s = deadline_s - loop.time()
                 if parts and left_s <= 0:
@@ -168,11 +188,9 @@ class Delivery:
 
     async def _wait(self, after_seq: int, left_s: float | None) -> None:
         """Wait for a further frame, the deadline, or the end of intake."""
-        if self._drained.is_set():
-            # Durable but not visible yet cannot be: what was published was committed. Only look again.
-            await asyncio.sleep(0.01)
-            return
-        await self._progress.beyond(after_seq, timeout_s=min(left_s if left_s is not None else 1.0, 1.0))
+        if not self._drained.is_set():
+            longest_s = self._patience.look_s
+            await self._progress.beyond(after_seq, timeout_s=min(longest_s if left_s is None else left_s, longest_s))
 
     def _longest_wait_s(self) -> float:
         wait_s = self._sink.policy.max_wait_s
@@ -184,8 +202,8 @@ class Delivery:
 
     async def _deliver(self, batch: Batch) -> None:
         """Write one batch and move the cursor behind it."""
-        await asyncio.to_thread(self._state.attempt, self.name, batch.hi)
-        refused = await self._store(batch)
+        await self._in_state(self._state.attempt, self.name, batch.hi)
+        refused = await self._store(batch) if batch.rows else []
         self._refusals.note(batch.rows, len(refused))
         if self._refusals.too_many(batch.rows, len(refused)):
             raise _Parked(f"{len(refused)} of {batch.rows} rows refused: {refused[-1].reason}")
@@ -195,7 +213,7 @@ class Delivery:
             _log.info("sink.recovered", sink=self.name, seq=batch.hi)
             self._condition = "running"
         settled_seq = self._settled(batch.hi)
-        advanced = await asyncio.to_thread(
+        advanced = await self._in_state(
             self._state.advance,
             self.name,
             batch.hi,
@@ -237,7 +255,7 @@ class Delivery:
 
     async def _write(self, batch: Batch) -> None:
         """Write until the store has answered: accepted, too large or refused."""
-        pauses = backoff(self._rng, first_s=0.5, cap_s=_LONGEST_PAUSE_S)
+        pauses = backoff(self._rng, first_s=self._patience.first_s, cap_s=self._patience.longest_s)
         failed = False
         while True:
             try:
@@ -249,11 +267,21 @@ class Delivery:
             except SinkMisconfigured as exc:
                 failed = True
                 await self._say("misconfigured", exc)
-                await asyncio.sleep(_MISCONFIGURED_PAUSE_S)
+                await asyncio.sleep(self._patience.misconfigured_s)
             else:
                 if failed:
                     await self._unsettle()
                 return
+
+    async def _in_state(self, change: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Make a change to the state; on a full disk wait for room, as intake does."""
+        pauses = backoff(self._rng, first_s=self._patience.first_s, cap_s=self._patience.longest_s)
+        while True:
+            try:
+                return await asyncio.to_thread(change, *args, **kwargs)
+            except JournalFull as exc:
+                _log.warning("sink.waits_for_disk", sink=self.name, error=str(exc), seq=self._cursor.seq)
+                await asyncio.sleep(next(pauses))
 
     async def _say(self, condition: str, exc: Exception) -> None:
         """Record and log a change of condition, once."""
@@ -261,7 +289,7 @@ class Delivery:
             return
         self._condition = condition
         _log.warning(f"sink.{condition}", sink=self.name, error=str(exc), seq=self._cursor.seq)
-        await asyncio.to_thread(self._state.set_condition, self.name, condition, str(exc))
+        await self._in_state(self._state.set_condition, self.name, condition, str(exc))
 
     async def _park(self, exc: Exception) -> None:
         detail = str(exc) if isinstance(exc, _Parked) else f"{type(exc).__name__}: {exc}{_where(exc)}"
@@ -269,7 +297,7 @@ class Delivery:
         _log.error("sink.parked", sink=self.name, error=detail, seq=self._cursor.seq)
         _log.debug("sink.parked_at", sink=self.name, exc_info=exc)
         notice = self._told("sink.parked", f"{detail}; the data waits in the journal")
-        await asyncio.to_thread(
+        await self._in_state(
             self._state.set_condition, self.name, "parked", detail, notices=[notice], now_ns=self._wall_ns()
         )
 
@@ -295,14 +323,14 @@ class Delivery:
         generation = self._cursor.generation + 1
         to_seq = self._cursor.settled_seq
         await self._journal_fact(Fact("cursor_moved", {"sink": self.name, "to": to_seq, "generation": generation}))
-        await asyncio.to_thread(self._state.move_back, self.name, to_seq, generation=generation, drop_from=None)
+        await self._in_state(self._state.move_back, self.name, to_seq, generation=generation, drop_from=None)
         await self._reload()
 
     async def _reload(self) -> None:
         cursor = await asyncio.to_thread(self._state.cursor, self.name)
         assert cursor is not None
         self._cursor = cursor
-        raise Restart
+        raise _Restart
 
     # -- events
 

@@ -7,7 +7,7 @@ delays it. At the queue's bound the reader waits, so TCP holds the sender: nothi
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 import uuid
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from tickvault.errors import JournalFull
-from tickvault.journal import Fact, Received
+from tickvault.journal import Fact, Received, boot_id
 from tickvault.state import Notice
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class Intake:
         self._items: deque[Received | Fact] = deque()
         self._bytes = 0
         self._closed = False
+        self._ending = threading.Event()  # nobody waits for room on the disk any more
+        self._alive = Fact("alive", {"boot": boot_id()})
         self._changed = asyncio.Condition()
 
     @property
@@ -90,6 +92,7 @@ class Intake:
 
     async def close(self) -> None:
         """Say that nothing more will come; `record` ends when the queue is empty."""
+        self._ending.set()
         async with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -97,21 +100,40 @@ class Intake:
     async def record(self, journal: Journal, state: State, executor: Executor, progress: Progress) -> None:
         """Commit what is queued until the queue is closed and empty.
 
+        Raises:
+            JournalFull: the disk is full and has remained so to the end; what was queued is lost.
+
         Guarantees:
             When cancelled, what is queued is still committed before it returns.
         """
         loop = asyncio.get_running_loop()
         try:
             while not (self._closed and not self._items):
-                items = await self._take() or [Fact("alive", {})]
+                items = await self._take() or [self._alive]
                 # Not cancellable half way: the thread finishes its commit, and this task hears of it.
-                future = loop.run_in_executor(executor, _commit_patiently, journal, state, items)
+                future = loop.run_in_executor(executor, self._commit_patiently, journal, state, items)
                 committed = await asyncio.shield(future)
                 await progress.publish(committed.last_seq)
         finally:
-            if self._items:
-                executor.submit(commit, journal, state, list(self._items)).result()
-                self._items.clear()
+            self._ending.set()
+            rest = list(self._items)
+            self._items.clear()
+            # Queued behind the commit under way, if there is one: that too is done when this returns.
+            executor.submit(lambda: commit(journal, state, rest) if rest else None).result()
+
+    def _commit_patiently(self, journal: Journal, state: State, items: Sequence[Received | Fact]) -> Committed:
+        """Commit; on a full disk wait for room. Meanwhile the queue fills, and reading stops at its bound."""
+        told = False
+        while True:
+            try:
+                return commit(journal, state, items)
+            except JournalFull as exc:
+                if self._ending.is_set():
+                    raise
+                if not told:
+                    _log.error("journal.full", error=str(exc))
+                    told = True
+                self._ending.wait(_FULL_PAUSE_S)
 
     async def _put(self, item: Received | Fact, size: int) -> None:
         async with self._changed:
@@ -151,7 +173,11 @@ def commit(journal: Journal, state: State, items: Sequence[Received | Fact]) -> 
     committed = journal.append(items)
     if committed.gaps:
         notices = gap_notices(committed.gaps, recorder_id=journal.recorder_id, seq=committed.last_seq)
-        state.put_gaps(committed.gaps, notices=notices, now_ns=max(_time_of(gap) for gap in committed.gaps))
+        try:
+            state.put_gaps(committed.gaps, notices=notices, now_ns=max(_time_of(gap) for gap in committed.gaps))
+        except JournalFull as exc:
+            # The items are journalled and must not be again; the next start folds the ledger from them.
+            _log.warning("gaps.unwritten", error=str(exc))
     return committed
 
 
@@ -174,19 +200,6 @@ def gap_notices(gaps: Sequence[Gap], *, recorder_id: str, seq: int) -> list[Noti
             )
         )
     return notices
-
-
-def _commit_patiently(journal: Journal, state: State, items: Sequence[Received | Fact]) -> Committed:
-    """Commit; on a full disk wait for room. Meanwhile the queue fills, and reading stops at its bound."""
-    told = False
-    while True:
-        try:
-            return commit(journal, state, items)
-        except JournalFull as exc:
-            if not told:
-                _log.error("journal.full", error=str(exc))
-                told = True
-            time.sleep(_FULL_PAUSE_S)
 
 
 def _time_of(gap: Gap) -> int:

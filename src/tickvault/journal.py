@@ -13,11 +13,13 @@ One thread at a time may call a Journal; readers have connections of their own.
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 import uuid
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from tickvault import segments, wal
@@ -27,9 +29,7 @@ from tickvault.model import Definition, Event, Frame, Gap
 from tickvault.segments import NewEvent, NewFrame
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from tickvault.state import State
 
@@ -41,7 +41,9 @@ __all__ = [
     "JournalReader",
     "Received",
     "Stats",
+    "boot_id",
     "events",
+    "generations",
     "last_seq_before",
     "ledger",
     "received_ns_behind",
@@ -50,6 +52,7 @@ __all__ = [
 ]
 
 _STEP_BACK_NS: Final = 1_000_000_000  # a clock set back by more is believed, and journalled
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _NO_END: Final = 2**62  # behind every seq
 
 
@@ -116,7 +119,7 @@ class Journal:
         _remove_orphans(folder)
         paths = segments.paths(folder)
         for path in paths:
-            if (found := wal.damage(path.with_name(path.name + "-wal"))) is not None:
+            if (found := _unreadable(path)) is not None:
                 raise JournalDamaged(
                     f"{path}: {found}; nothing was touched. Copy the journal folder to a safe place, then move "
                     f"{path.name}, {path.name}-wal and {path.name}-shm into journal/damaged/ and start again"
@@ -182,6 +185,7 @@ class Journal:
 
     def _recover(self, paths: list[Path]) -> None:
         last_ns, clean, readable = 0, False, 0
+        unsealed: list[Path] = []
         for path in paths:
             with closing(segments.reader(path)) as db:
                 meta = segments.read_meta(db)
@@ -189,24 +193,35 @@ class Journal:
                     continue  # unborn; `create` makes it anew
                 seq, segment_ns = segments.tail(db)
                 clean = _ended_cleanly(db, default=clean)
-            readable, last_ns = max(readable, seq or meta.first_seq - 1), max(last_ns, segment_ns)
-            if not meta.sealed and seq is not None:
-                with closing(segments.writer(path)) as db:
-                    segments.seal(db)
+            readable, last_ns = max(readable, seq or meta.first_seq - 1), segment_ns or last_ns
+            if not meta.sealed:
+                unsealed.append(path)
         born = [path for path in segments.paths(self._folder) if _born(path)]
         self.first_seq = int(born[0].stem) if born else 1
-        self.last_seq = max(readable, self._state.highest_seq())
+        self.last_seq = max(readable, self._highest_seq(readable))
+        for path in unsealed:
+            if int(path.stem) <= self.last_seq:  # a newest one without a frame is gone on with
+                with closing(segments.writer(path)) as db:
+                    segments.seal(db)
         self._last_ns = last_ns
         if born:
             self._carry_over(born[-1])
         self._state.set_journal(self.recorder_id, head_seq=self.last_seq, first_seq=self.first_seq)
-        facts = [Fact("start", {"last_ns": last_ns, "clean": clean, "previous": bool(born)})]
+        facts = [Fact("start", {"last_ns": last_ns, "clean": clean, "boot": boot_id()})]
         if self.last_seq > readable:
             lost = {"from": readable + 1, "to": self.last_seq, "reason": "missing from the journal at start"}
             facts.insert(0, Fact("lost", lost))
         self.ledger = ledger(self._folder)
         self._continue_or_begin(born)
         self.append(facts)
+
+    def _highest_seq(self, readable: int) -> int:
+        """Return the highest seq that may have been used, as far as the state, or what was set aside, tells."""
+        if self._state.journal() is not None:
+            return self._state.highest_seq()
+        # The state is lost too: a segment that was set aside may have held as many frames as one can.
+        aside = [int(path.stem) for path in (self._folder / "damaged").rglob("*.db") if path.stem.isdigit()]
+        return max((first_seq + segments.MAX_FRAMES for first_seq in aside if first_seq > readable), default=0)
 
     def _carry_over(self, newest: Path) -> None:
         """Learn the definitions in force and the last connection number from the newest segment."""
@@ -234,21 +249,17 @@ class Journal:
             events.append(
                 self._event(Fact("conn", {"conn": self.last_conn, "state": "carried", "carried": True}), self.last_seq)
             )
-        self._segment_first = self.last_seq + 1
-        self._segment_bytes = 0
+        first_seq = self.last_seq + 1
         self._db = segments.create(
-            self._folder,
-            recorder=self.recorder_id,
-            first_seq=self._segment_first,
-            begun_ns=self._wall_ns(),
-            events=events,
+            self._folder, recorder=self.recorder_id, first_seq=first_seq, begun_ns=self._wall_ns(), events=events
         )
+        self._segment_first = first_seq
+        self._segment_bytes = 0
 
     def _roll_if_full(self) -> None:
         count = self.last_seq - self._segment_first + 1
-        if self._segment_bytes < self.max_segment_bytes and count < self.max_segment_frames:
-            return
-        if self._db is not None and count:
+        full = self._segment_bytes >= self.max_segment_bytes or count >= self.max_segment_frames
+        if self._db is not None and full and count:
             segments.seal(self._db)
             self._db.close()
             self._db = None  # should the next step fail for want of room, the next call takes it up here
@@ -375,7 +386,7 @@ class JournalReader:
     def _finished(self) -> bool:
         assert self._db is not None
         meta = segments.read_meta(self._db)
-        return meta is not None and meta.sealed and (meta.last_seq or 0) <= self._after_seq
+        return meta is not None and meta.sealed and (not meta.count or (meta.last_seq or 0) <= self._after_seq)
 
     def _read_here(self, max_frames: int, max_bytes: int) -> Chunk | None:
         assert self._db is not None
@@ -384,6 +395,9 @@ class JournalReader:
             return None
         lo = self._after_seq + 1
         here = segments.read_events(self._db, after_seq=self._after_seq, up_to_seq=frames[-1].seq)
+        for event in here:
+            if event.kind == "defs" and event.body.get("carried"):  # differs only where a segment before it was lost
+                self._definitions |= {one.instrument_key: one for one in segments.definitions_of(event)}
         events = [event for event in (*self._trailing, *here) if not event.body.get("carried")]
         later = [event.after_seq for event in events if event.kind == "defs" and event.after_seq >= frames[0].seq]
         if later:  # definitions change within: this run ends before they do
@@ -426,6 +440,24 @@ def events(folder: Path, kinds: Sequence[str], *, up_to_seq: int = _NO_END) -> I
             continue
         with closing(segments.reader(path)) as db:
             yield from segments.read_events(db, after_seq=0, up_to_seq=up_to_seq, kinds=kinds)
+
+
+def boot_id() -> str:
+    """Return the kernel's name for this boot: `boot_ns` of two events compare only within one."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def generations(folder: Path) -> dict[str, int]:
+    """Return sink → generation of its last backward move, for those that ever made one."""
+    found = {}
+    for event in events(folder, ("cursor_moved",)):
+        generation = event.body["generation"]
+        assert isinstance(generation, int)
+        found[str(event.body["sink"])] = generation
+    return found
 
 
 def ledger(folder: Path, *, up_to_seq: int = _NO_END) -> Ledger:
@@ -485,11 +517,14 @@ def verify(folder: Path, *, running: bool) -> Iterator[str]:
         yield from segments.verify(path, walk=not (running and number == len(paths) - 1))
     previous: int | None = None
     for path in paths:
-        if not _born(path):
-            continue
-        with closing(segments.reader(path)) as db:
-            lost = segments.read_events(db, after_seq=0, up_to_seq=_NO_END, kinds=("lost",))
-            first, last, count = db.execute("SELECT min(seq), max(seq), count(*) FROM frames").fetchone()
+        try:
+            if not _born(path):
+                continue
+            with closing(segments.reader(path)) as db:
+                lost = segments.read_events(db, after_seq=0, up_to_seq=_NO_END, kinds=("lost",))
+                first, last, count = db.execute("SELECT min(seq), max(seq), count(*) FROM frames").fetchone()
+        except (JournalDamaged, sqlite3.DatabaseError):
+            continue  # told above
         if first is None:
             continue
         explained = sum(_lost_within(event, previous + 1 if previous is not None else first, last) for event in lost)
@@ -513,6 +548,19 @@ def _as_event(new: NewEvent) -> Event:
 def _born(path: Path) -> bool:
     with closing(segments.reader(path)) as db:
         return segments.read_meta(db) is not None
+
+
+def _unreadable(path: Path) -> str | None:
+    """Return what keeps a segment from being opened, None if nothing does. Its log is walked before SQLite sees it."""
+    if (found := wal.damage(path.with_name(path.name + "-wal"))) is not None:
+        return found
+    try:
+        _born(path)
+    except sqlite3.OperationalError:
+        raise  # no access, not damage
+    except sqlite3.DatabaseError as exc:
+        return str(exc)
+    return None
 
 
 def _recorder_of(paths: Sequence[Path]) -> str | None:

@@ -76,7 +76,8 @@ class Notifier:
         pauses = backoff(self._rng, first_s=_FIRST_RETRY_S, cap_s=self._retry_s)
         pause_s = next(islice(pauses, min(outgoing.attempts, 64), None))
         retry_at_ns = now_ns + int(pause_s * _NS)
-        await asyncio.to_thread(self._state.mark_attempt, outgoing, now_ns=now_ns, retry_at_ns=retry_at_ns)
+        # More may have been merged into it since it was looked up; what is marked is what is sent.
+        outgoing = await asyncio.to_thread(self._state.mark_attempt, outgoing, now_ns=now_ns, retry_at_ns=retry_at_ns)
         failure = await self._post(outgoing)
         if failure is None:
             await asyncio.to_thread(self._state.delivered, outgoing)

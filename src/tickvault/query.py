@@ -84,18 +84,23 @@ def connect(data_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _sources(data_dir: Path, parquet: Path) -> _Sources:
+    folder = data_dir / "journal"
     view = read_view(data_dir / "state.db")
-    cursor = next((one for one in view.cursors if one.sink == _SINK), None) if view is not None else None
-    stored = 0 if cursor is None else cursor.seq
-    stats = journals.stats(data_dir / "journal")
-    if stats.first_seq > stored + 1 and cursor is not None:
-        raise _Moved(f"frames {stored + 1} to {stats.first_seq - 1} are neither stored nor in the journal")
+    generation = journals.generations(folder).get(_SINK, 0)
+    # State older than the journal's last backward move says nothing about the files that are there now.
+    cursors = [one for one in view.cursors if one.sink == _SINK and one.generation >= generation] if view else []
+    stored = cursors[0].seq if cursors else 0
+    stats = journals.stats(folder)
+    if stats.first_seq > stored + 1 and not (cursors and stats.frames):
+        raise _Moved(f"nothing says where frames {stored + 1} to {stats.first_seq - 1} are; the next start finds out")
     recorder_id = stats.recorder_id or (view.recorder_id if view is not None else "")
     files: dict[str, list[str]] = {name: [] for name in STORED}
     for file in counting(scan(parquet)):
         if file.table in files and (file.recorder != recorder_id or file.hi <= stored):
             files[file.table].append(str(file.path))
-    tail = _tail(data_dir / "journal", recorder_id, stored, stats.last_seq)
+    if journals.generations(folder).get(_SINK, 0) != generation:
+        raise _Moved("the files were rewound")
+    tail = _tail(folder, recorder_id, stored, stats.last_seq)
     gaps = gap_rows(view.gaps if view is not None else ())
     return _Sources(files=files, tail={**tail, "gaps": gaps})
 
@@ -114,7 +119,8 @@ def _tail(folder: Path, recorder_id: str, after_seq: int, last_seq: int) -> Mapp
         reader.close()
     if not parts:
         return {name: SCHEMAS[name].empty_table() for name in STORED}
-    return {name: joined(parts).tables[name] for name in STORED}
+    whole = joined(parts)
+    return {name: whole.tables[name] for name in STORED}
 
 
 def _view(db: duckdb.DuckDBPyConnection, name: str, sources: _Sources) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tickvault.errors import Refused
-from tickvault.journal import Fact, events
+from tickvault.journal import Fact, generations
 from tickvault.sinks.parquet import boundary
 
 if TYPE_CHECKING:
@@ -28,11 +28,7 @@ class Cursors:
     def __init__(self, journal: Journal, state: State, folder: Path) -> None:
         self._journal = journal
         self._state = state
-        self._moved: dict[str, int] = {}
-        for event in events(folder, ("cursor_moved",)):
-            generation = event.body["generation"]
-            assert isinstance(generation, int)
-            self._moved[str(event.body["sink"])] = generation
+        self._moved = generations(folder)
 
     def open(self, sink: str, store: ParquetStore | None) -> Cursor:
         """Bring a sink's cursor and, if it has a store of files, those files into agreement; finish what a crash left.
@@ -49,11 +45,9 @@ class Cursors:
             self._open_files(sink, store, found if trusted else None, journalled)
         elif not trusted or found is None or found.seq < self._journal.first_seq - 1:
             self._state.put_cursor(sink, self._journal.first_seq - 1, generation=journalled)
-        cursor = self._cursor(sink)
-        if cursor.rewind_to is not None:
-            self._go_back(cursor, cursor.rewind_to, store)
-            cursor = self._cursor(sink)
-        return cursor
+        elif found.rewind_to is not None:
+            self._go_back(found, found.rewind_to, None)
+        return self._cursor(sink)
 
     def rewind(self, sink: str, to_seq: int, store: ParquetStore | None) -> Cursor:
         """Set a sink's cursor back so that everything behind `to_seq` is delivered again.
@@ -80,17 +74,26 @@ class Cursors:
     def _open_files(self, sink: str, store: ParquetStore, cursor: Cursor | None, journalled: int) -> None:
         first_seq = self._journal.first_seq
         if cursor is not None:
-            after = cursor.seq if cursor.drop_from is None else cursor.drop_from - 1
+            asked = (cursor.seq, cursor.rewind_to, None if cursor.drop_from is None else cursor.drop_from - 1)
+            after = min(seq for seq in asked if seq is not None)
             if first_seq <= boundary(store.files(), after):
                 self._truncate(sink, store, after)
                 return
         # The names win: what the newest file says was delivered, was.
-        newest = max(store.files(), key=lambda file: (file.hi, file.lo), default=None)
+        files = store.files()
+        newest = max(files, key=lambda file: (file.hi, file.lo), default=None)
+        after = first_seq - 1 if newest is None else newest.hi
+        if after > self._journal.last_seq:
+            raise Refused(
+                f"the files of {sink} hold frames up to {after}, the journal ends with {self._journal.last_seq} and state.db "
+                "is lost: part of the journal is missing; restore it, or start in another TICKVAULT_DATA_DIR"
+            )
+        if newest is not None and not newest.compacted and boundary(files, newest.lo - 1) >= first_seq:
+            # It may be one of several that were being named when the state was lost: nothing may say it is complete.
+            after = newest.lo - 1
         generation = max(journalled, 0 if cursor is None else cursor.generation)
-        self._state.put_cursor(sink, first_seq - 1 if newest is None else newest.hi, generation=generation)
-        if newest is not None and not newest.compacted and newest.lo >= first_seq:
-            # It may be one of several that were being named when the state was lost.
-            self._truncate(sink, store, newest.lo - 1)
+        self._state.put_cursor(sink, after, generation=generation)
+        self._truncate(sink, store, after)
 
     def _go_back(self, cursor: Cursor, to_seq: int, store: ParquetStore | None) -> None:
         if store is not None:

@@ -7,6 +7,7 @@ a CRC of those CRCs. A segment without `meta` was never born.
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import json
 import os
 import sqlite3
@@ -32,6 +33,7 @@ __all__ = [
     "create",
     "definitions_of",
     "defs_body",
+    "full_disk_translated",
     "paths",
     "read_events",
     "read_frames",
@@ -63,6 +65,8 @@ CREATE TABLE events (
 """
 _RAW: Final = 0  # codec of a payload stored as received
 _FRAME_HEAD: Final = struct.Struct("<qqqq")
+_FULL: Final = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"})
+_PATIENCE_MS: Final = 500
 _EVENT_HEAD: Final = struct.Struct("<qqq")
 
 
@@ -120,23 +124,45 @@ def paths(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.db") if path.stem.isdigit())
 
 
+class full_disk_translated:  # noqa: N801 - reads as the statement it guards
+    """Turns a full disk into JournalFull; a transaction in it has been rolled back."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
+        refused = isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorname in _FULL
+        if refused or (isinstance(exc, OSError) and exc.errno in {errno.ENOSPC, errno.EDQUOT}):
+            raise JournalFull(
+                f"no room for the journal or the state ({exc}); free space on the disk that holds the data folder"
+            ) from exc
+
+
 def create(
     folder: Path, *, recorder: str, first_seq: int, begun_ns: int, events: Sequence[NewEvent]
 ) -> sqlite3.Connection:
-    """Create the segment that begins with `first_seq` and return its writing connection."""
+    """Create the segment that begins with `first_seq` and return its writing connection.
+
+    Raises:
+        JournalFull: the disk is full; what is left of it counts for nothing.
+    """
     path = folder / f"{first_seq:016}.db"
     for suffix in ("-shm", "-wal", ""):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    db = writer(path)
-    with _full_disk_translated():
-        db.execute("BEGIN IMMEDIATE")
-        for statement in _SCHEMA.split(";"):
-            db.execute(statement)
-        db.execute("INSERT INTO meta VALUES (?, ?, ?, NULL, NULL, NULL)", (recorder, first_seq, begun_ns))
-        _insert_events(db, events)
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        db.execute("COMMIT")
-    _fsync_folder(folder)
+    with full_disk_translated():
+        db = writer(path)
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+            db.execute("INSERT INTO meta VALUES (?, ?, ?, NULL, NULL, NULL)", (recorder, first_seq, begun_ns))
+            _insert_events(db, events)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            db.execute("COMMIT")
+            _fsync_folder(folder)
+        except BaseException:
+            db.close()  # what is left is unborn, and made anew by the next call
+            raise
     return db
 
 
@@ -164,7 +190,7 @@ def append(db: sqlite3.Connection, frames: Sequence[NewFrame], events: Sequence[
     Raises:
         JournalFull: the disk is full; nothing was written.
     """
-    with _full_disk_translated():
+    with full_disk_translated():
         db.execute("BEGIN IMMEDIATE")
         try:
             db.executemany("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?)", [frame.row() for frame in frames])
@@ -177,11 +203,20 @@ def append(db: sqlite3.Connection, frames: Sequence[NewFrame], events: Sequence[
 
 
 def seal(db: sqlite3.Connection) -> None:
-    """Move the log into the file and write down what the segment holds; nothing is added afterwards."""
-    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    count, last_seq = db.execute("SELECT count(*), max(seq) FROM frames").fetchone()
-    with _full_disk_translated():
-        db.execute("UPDATE meta SET last_seq = ?, count = ?, crc = ?", (last_seq, count, _crc_of_crcs(db)))
+    """Move the log into the file and write down what the segment holds; nothing is added afterwards.
+
+    Raises:
+        JournalFull: the disk is full; it is not sealed.
+    """
+    with full_disk_translated():
+        # A reader with an old snapshot keeps the log from being emptied; that harms nothing, waiting for it would.
+        db.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        db.execute(
+            "UPDATE meta SET count = (SELECT count(*) FROM frames), crc = ?,"
+            " last_seq = (SELECT coalesce(max(seq), first_seq - 1) FROM frames)",
+            (_crc_of_crcs(db),),
+        )
 
 
 def read_meta(db: sqlite3.Connection) -> Meta | None:
@@ -208,8 +243,9 @@ def tail(db: sqlite3.Connection) -> tuple[int | None, int]:
         None,
         0,
     )
-    at_ns = db.execute("SELECT at_ns FROM events ORDER BY id DESC LIMIT 1").fetchone() or (0,)
-    return seq, max(received_ns, at_ns[0])
+    event = db.execute("SELECT after_seq, at_ns FROM events ORDER BY id DESC LIMIT 1").fetchone()
+    behind = event is not None and event[0] >= (seq or 0)
+    return seq, event[1] if behind else received_ns
 
 
 def read_frames(db: sqlite3.Connection, after_seq: int, *, max_frames: int, max_bytes: int) -> list[Frame]:
@@ -224,14 +260,14 @@ def read_frames(db: sqlite3.Connection, after_seq: int, *, max_frames: int, max_
         "SELECT seq, received_ns, conn, codec, crc, payload FROM frames WHERE seq > ? ORDER BY seq LIMIT ?",
         (after_seq, max_frames),
     )
-    for seq, received_ns, conn, codec, crc, payload in rows:
-        if _frame_crc(seq, received_ns, conn, codec, payload) != crc or codec != _RAW:
-            raise JournalDamaged(f"frame {seq} fails its checksum; run `tickvault journal verify` for the extent")
-        if frames and size + len(payload) > max_bytes:
-            break
-        size += len(payload)
-        frames.append(Frame(seq=seq, received_ns=received_ns, conn=conn, payload=payload))
-    rows.close()
+    with closing(rows):  # an open one would keep its snapshot, and the log could not be emptied
+        for seq, received_ns, conn, codec, crc, payload in rows:
+            if _frame_crc(seq, received_ns, conn, codec, payload) != crc or codec != _RAW:
+                raise JournalDamaged(f"frame {seq} fails its checksum; run `tickvault journal verify` for the extent")
+            if frames and size + len(payload) > max_bytes:
+                break
+            size += len(payload)
+            frames.append(Frame(seq=seq, received_ns=received_ns, conn=conn, payload=payload))
     return frames
 
 
@@ -296,7 +332,7 @@ def verify(path: Path, *, walk: bool) -> Iterator[str]:
 
 
 def _verify_rows(name: str, db: sqlite3.Connection, meta: Meta) -> Iterator[str]:
-    count, last_seq = 0, None
+    count, last_seq = 0, meta.first_seq - 1
     for seq, received_ns, conn, codec, crc, payload in db.execute(
         "SELECT seq, received_ns, conn, codec, crc, payload FROM frames ORDER BY seq"
     ):
@@ -335,19 +371,6 @@ def _crc_of_crcs(db: sqlite3.Connection) -> int:
         for (one,) in db.execute(f"SELECT crc FROM {table} ORDER BY {key}"):  # noqa: S608 - two constants
             crc = zlib.crc32(one.to_bytes(4, "little"), crc)
     return crc
-
-
-class _full_disk_translated:  # noqa: N801 - reads as the statement it guards
-    """Turns SQLite's full disk into JournalFull."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
-        if isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorname in {"SQLITE_FULL", "SQLITE_IOERR_WRITE"}:
-            raise JournalFull(
-                f"no room for the journal ({exc}); free space on the disk that holds the data folder"
-            ) from exc
 
 
 def _fsync_folder(folder: Path) -> None:

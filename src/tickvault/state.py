@@ -4,6 +4,7 @@ Laws (docs/durability.md):
 * A cursor, the dead letters of its batch and the events that tell of it move in one transaction: the commit point of a
   delivery. `advance` changes nothing when the generation has moved on.
 * Before a batch is first sent, its end is committed as `attempted_seq`: a seq that left the process is never used again.
+* A full disk is JournalFull, and nothing has changed.
 * journal_mode=TRUNCATE with synchronous=EXTRA: a committed transaction survives power loss. Losing the file costs
   delivering again, never data.
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from tickvault.errors import Refused
 from tickvault.model import Gap
+from tickvault.segments import full_disk_translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -145,7 +147,7 @@ class State:
             connection = _connect(path)
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == SCHEMA_VERSION:
-                connection.execute("SELECT count(*) FROM cursors, journal").fetchone()
+                _check(connection)
         except sqlite3.DatabaseError as exc:
             if connection is not None:
                 connection.close()
@@ -174,14 +176,15 @@ class State:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, full_disk_translated():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk has rolled back already
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     # -- the journal's row
 
@@ -363,15 +366,16 @@ class State:
             ).fetchone()[0]
         return [Outgoing(ord=r[0], id=r[1], event=r[2], sink=r[3], body=r[4], attempts=r[5]) for r in rows], later
 
-    def mark_attempt(self, outgoing: Outgoing, *, now_ns: int, retry_at_ns: int) -> None:
-        """Record that an event is about to be tried: from here on its body never changes."""
+    def mark_attempt(self, outgoing: Outgoing, *, now_ns: int, retry_at_ns: int) -> Outgoing:
+        """Record that an event is about to be tried, and return it as it is to be sent: its body never changes again."""
         with self._transaction() as db:
-            db.execute(
-                "UPDATE outbox SET attempts = attempts + 1, not_before_ns = ? WHERE ord = ?",
+            body, attempts = db.execute(
+                "UPDATE outbox SET attempts = attempts + 1, not_before_ns = ? WHERE ord = ? RETURNING body, attempts",
                 (retry_at_ns, outgoing.ord),
-            )
+            ).fetchone()
             if outgoing.event == "data.stored":
                 db.execute("INSERT OR REPLACE INTO notified VALUES (?, ?)", (outgoing.sink, now_ns))
+        return replace(outgoing, body=body, attempts=attempts)
 
     def delivered(self, outgoing: Outgoing) -> None:
         """Remove an event that its receiver has taken."""
@@ -386,9 +390,19 @@ class State:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-    connection.execute("PRAGMA journal_mode = TRUNCATE")
-    connection.execute("PRAGMA synchronous = EXTRA")
+    try:
+        connection.execute("PRAGMA journal_mode = TRUNCATE")
+        connection.execute("PRAGMA synchronous = EXTRA")
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
 
 
 def _cursors(db: sqlite3.Connection) -> list[Cursor]:

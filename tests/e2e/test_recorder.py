@@ -108,7 +108,7 @@ def test_a_killed_recorder_loses_nothing_it_had_committed(tmp_path: Path, kills:
             for _ in range(kills):
                 reached = stats(data)["last_seq"]
                 with recorder(tmp_path, environ) as recording:
-                    wait_until(lambda: stats(data)["last_seq"] >= reached + 10, "frames are journalled")  # noqa: B023
+                    wait_until(lambda: stats(data)["last_seq"] >= reached + 10, "frames are journalled")
                     recording.kill()
                 assert call("journal", "verify", environ=environ, folder=tmp_path).returncode == 0
                 queried = call("query", "SELECT count(*), count(DISTINCT (seq, instrument_key)) FROM ticks",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -157,6 +158,7 @@ class ParquetSink:
 
     def __init__(self, store: ParquetStore) -> None:
         self._store = store
+        self._writing = threading.Lock()
 
     async def write(self, batch: Batch) -> None:
         """Store the batch's rows.
@@ -165,12 +167,21 @@ class ParquetSink:
             SinkUnavailable: the disk refuses; what was half written is left for `clean`.
         """
         try:
-            await asyncio.to_thread(self._store.commit, batch)
+            await asyncio.to_thread(self._commit, batch)
         except OSError as exc:
             raise SinkUnavailable(f"cannot write to {self._store.root}: {exc.strerror or exc}") from exc
 
     async def aclose(self) -> None:
-        """Do nothing: no file is open between writes."""
+        """Wait for a write that was cancelled: its thread goes on, and must not name files that a next recorder cleans."""
+        await asyncio.to_thread(self._wait)
+
+    def _commit(self, batch: Batch) -> None:
+        with self._writing:
+            self._store.commit(batch)
+
+    def _wait(self) -> None:
+        with self._writing:
+            pass
 
 
 def scan(root: Path) -> Iterator[DataFile]:

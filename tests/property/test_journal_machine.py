@@ -1,0 +1,142 @@
+"""Journal and state as a machine against a plain list: append, reopen, crash, read, advance, rewind, lose the state."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from doubles import AT_NS, FAST, frames_of
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tickvault import journal as journals
+from tickvault.journal import Fact, Journal, JournalReader, Received
+from tickvault.model import Definition
+from tickvault.rewind import Cursors
+from tickvault.segments import defs_body
+from tickvault.state import State
+
+SINK = "influx"
+items = st.one_of(
+    st.binary(max_size=30).map(lambda body: ("frame", body)),
+    st.sampled_from(["A", "B"]).flatmap(lambda key: st.integers(0, 9).map(lambda n: ("defs", (key, f"v{n}")))),
+    st.just(("alive", None)),
+)
+
+
+class Machine(RuleBasedStateMachine):
+    """The model: frames with the definitions in force at them, and a cursor."""
+
+    @initialize(frames=st.integers(1, 6), size=st.sampled_from([60, 10**9]))
+    def begin(self, frames: int, size: int) -> None:
+        self.path = Path(tempfile.mkdtemp(dir=FAST))
+        self.bounds = frames, size
+        self.model: list[tuple[bytes, dict[str, str]]] = []
+        self.in_force: dict[str, str] = {}
+        self.cursor = 0
+        self.number = 0
+        self.open()
+
+    def open(self) -> None:
+        self.state, _ = State.open(self.path / "state.db")
+        self.journal = Journal.open(self.path / "journal", self.state, wall_ns=lambda: AT_NS)
+        self.journal.max_segment_frames, self.journal.max_segment_bytes = self.bounds
+        Cursors(self.journal, self.state, self.path / "journal").open(SINK, None)
+
+    def close(self, *, cleanly: bool) -> None:
+        if cleanly:
+            self.journal.append([Fact("stop", {})])
+            self.journal.close()
+        elif self.journal._db is not None:
+            self.journal._db.close()
+        self.state.close()
+
+    @rule(batch=st.lists(items, max_size=6))
+    def append(self, batch: list[tuple[str, object]]) -> None:
+        entries: list[Received | Fact] = []
+        for kind, value in batch:
+            if kind == "frame":
+                assert isinstance(value, bytes)
+                self.number += 1
+                self.model.append((value, dict(self.in_force)))
+                entries.append(Received(AT_NS + self.number, 1, value))
+            elif kind == "defs":
+                key, symbol = value  # type: ignore[misc]
+                self.in_force[key] = symbol
+                entries.append(Fact("defs", defs_body([Definition(instrument_key=key, symbol=symbol)])))
+            else:
+                entries.append(Fact("alive", {}))
+        assert self.journal.append(entries).last_seq == len(self.model)
+
+    @rule(cleanly=st.booleans())
+    def reopen(self, cleanly: bool) -> None:
+        self.close(cleanly=cleanly)
+        self.open()
+        assert self.journal.last_seq == len(self.model)
+        starts = list(journals.events(self.path / "journal", ("start",)))
+        assert starts[-1].body["clean"] == cleanly
+
+    @rule()
+    def lose_state(self) -> None:
+        self.close(cleanly=False)
+        for path in self.path.glob("state.db*"):
+            path.unlink()
+        self.open()
+        self.cursor = 0
+
+    @rule(max_frames=st.integers(1, 5))
+    def deliver(self, max_frames: int) -> None:
+        reader = JournalReader(self.path / "journal", self.cursor)
+        chunk = reader.read(max_frames=max_frames, max_bytes=10**9)
+        reader.close()
+        if chunk is None:
+            assert self.cursor == len(self.model)
+            return
+        assert chunk.lo == self.cursor + 1
+        for frame in chunk.frames:
+            payload, in_force = self.model[frame.seq - 1]
+            assert frame.payload == payload
+            assert {key: one.symbol for key, one in chunk.definitions.items()} == in_force
+        self.state.attempt(SINK, chunk.hi)
+        found = self.state.cursor(SINK)
+        assert found is not None
+        assert self.state.advance(
+            SINK, chunk.hi, generation=found.generation, head_seq=self.journal.last_seq, settled_seq=chunk.hi,
+            dead_letters=(), notices=(), now_ns=0,
+        )  # fmt: skip
+        self.cursor = chunk.hi
+
+    @rule(part=st.integers(0, 4))
+    def rewind(self, part: int) -> None:
+        to_seq = self.cursor * part // 4
+        Cursors(self.journal, self.state, self.path / "journal").rewind(SINK, to_seq, None)
+        self.cursor = to_seq
+
+    @invariant()
+    def holds(self) -> None:
+        if not hasattr(self, "journal"):
+            return
+        frames = frames_of(self.path / "journal")
+        assert [frame.payload for frame in frames] == [payload for payload, _ in self.model]
+        assert [frame.seq for frame in frames] == list(range(1, len(self.model) + 1))
+        found = self.state.cursor(SINK)
+        assert found is not None
+        assert found.seq == self.cursor
+        assert {key: one.symbol for key, one in self.journal.definitions.items()} == self.in_force
+
+    def teardown(self) -> None:
+        if hasattr(self, "journal"):
+            assert list(journals.verify(self.path / "journal", running=True)) == []
+            self.close(cleanly=False)
+            shutil.rmtree(self.path)
+
+
+Machine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+class TestJournal(Machine.TestCase):  # type: ignore[name-defined,misc]
+    """Every sequence of rules leaves journal, definitions and cursor as the list says."""

@@ -1,0 +1,99 @@
+"""Chunks to batches."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from doubles import AT_MS, AT_NS, DAY_MS, payload
+
+from tickvault.batching import gap_rows, joined, to_batch
+from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
+from tickvault.journal import Chunk
+from tickvault.ledger import Ledger
+from tickvault.model import SCHEMAS, Definition, Event, Frame, Gap
+
+TODAY = dt.date(2026, 9, 1)
+
+
+def chunk(*payloads: bytes, lo: int = 1, first: int | None = None, **changes: Any) -> Chunk:
+    begin = lo if first is None else first
+    frames = tuple(
+        Frame(seq=seq, received_ns=AT_NS + seq, conn=1, payload=one) for seq, one in enumerate(payloads, begin)
+    )
+    usual = {"events": (), "definitions": {}, "changed": ()}
+    return Chunk(**{"lo": lo, "hi": frames[-1].seq, "frames": frames, **usual, **changes})
+
+
+def batch(one: Chunk) -> Any:
+    return to_batch(one, recorder_id="r", ledger=Ledger())
+
+
+def candle(value: float) -> bytes:
+    message = pb.FeedResponse(currentTs=AT_MS)
+    message.feeds["A"].fullFeed.marketFF.marketOHLC.ohlc.add(interval="I1", ts=AT_MS, open=value)
+    return message.SerializeToString()
+
+
+def test_a_batch_covers_its_chunk() -> None:
+    """Range, rows and definitions are the chunk's."""
+    made = batch(chunk(payload(1), b"\xff", payload(3)))
+    assert (made.lo, made.hi, made.tables["ticks"].num_rows, len(made.rejected)) == (1, 3, 2, 1)
+
+
+def test_every_frame_has_a_day_even_one_that_does_not_decode() -> None:
+    """So that what comes into force there has a folder; by its own time, else by that of receipt."""
+    made = batch(chunk(payload(5, at_ms=AT_MS + DAY_MS // 2 + DAY_MS // 4), b"\xff", lo=1, first=5))
+    days = {seq: day for day, seqs in made.days for seq in seqs}
+    assert days == {5: dt.date(2026, 9, 2), 6: TODAY, 1: TODAY}
+
+
+def test_definitions_that_changed_are_rows_from_the_chunk_on() -> None:
+    """Valid from its first seq."""
+    one = Definition(instrument_key="A", symbol="a")
+    made = batch(chunk(payload(4), lo=4, definitions={"A": one}, changed=(one,)))
+    assert made.tables["instruments"].column("valid_from_seq").to_pylist() == [4]
+
+
+def test_gaps_that_closed_are_rows() -> None:
+    """Those still open come when they close."""
+    events = (
+        Event(after_seq=0, at_ns=AT_NS, boot_ns=0, kind="start", body={"last_ns": 0}),
+        Event(after_seq=0, at_ns=AT_NS + 10**9, boot_ns=0, kind="conn", body={"state": "open"}),
+        Event(after_seq=0, at_ns=AT_NS + 2 * 10**9, boot_ns=0, kind="conn", body={"state": "closed"}),
+    )
+    made = batch(chunk(payload(1), events=events))
+    assert made.tables["gaps"].column("duration_s").to_pylist() == [1.0]
+
+
+def test_joined_batches_are_one() -> None:
+    """Rows in order, candles in their last version, days merged."""
+    parts = [batch(chunk(candle(float(seq)), payload(seq + 1), lo=seq)) for seq in (1, 3)]
+    whole = joined(parts)
+    assert (whole.lo, whole.hi) == (1, 4)
+    assert whole.tables["ticks"].column("seq").to_pylist() == [1, 2, 3, 4]
+    assert [(row["seq"], row["open"]) for row in whole.tables["candles"].to_pylist() if row["interval"] == "I1"] == [
+        (3, 3.0)
+    ]
+    assert whole.days == ((TODAY, (1, 2, 3, 4)),)
+    assert joined(parts[:1]) is parts[0]
+
+
+def test_an_open_gap_has_no_end() -> None:
+    """Neither closing time nor duration."""
+    gap = Gap(scope="recorder", subject="", opened_ns=5000, closed_ns=None, reason="r", planned=True, detail="d")
+    table = gap_rows([gap])
+    assert table.schema == SCHEMAS["gaps"]
+    [row] = table.to_pylist()
+    assert (row["closed_at"], row["duration_s"], row["planned"]) == (None, None, True)
+    assert gap_rows([]).num_rows == 0
+
+
+def test_slices_count_through_the_tables() -> None:
+    """Halves together are the whole, and row names what it finds."""
+    made = batch(chunk(payload(1), payload(2)))
+    middle = made.rows // 2
+    halves = [made.slice(0, middle), made.slice(middle, made.rows)]
+    for name in SCHEMAS:
+        assert halves[0].tables[name].to_pylist() + halves[1].tables[name].to_pylist() == made.tables[name].to_pylist()
+    assert made.row(made.rows - 1)[0] == "market_status"
