@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["print_answer"]
 
 _FORMATS: Final = ("table", "csv", "json", "parquet")
+_READING: Final = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)  # SHOW, DESCRIBE, SUMMARIZE: SELECT too
 _SHOWN: Final = 1_000  # rows of a table for people; the other formats have them all
 
 
@@ -34,6 +35,7 @@ def print_answer(data_dir: Path, sql: str, form: str) -> None:
         raise ConfigurationError(f"--format: expected one of {', '.join(_FORMATS)}, got {form!r}")
     with query.connect(data_dir) as db:
         try:
+            _refuse_all_but_a_question(db, sql)
             if form in {"table", "json"}:
                 _print_rows(db, sql, form)
                 return
@@ -53,6 +55,24 @@ def print_answer(data_dir: Path, sql: str, form: str) -> None:
         pq.write_table(answer, sink, compression="zstd")
         out.write(sink.getvalue())
     out.flush()
+
+
+def _refuse_all_but_a_question(db: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Pass exactly one statement that reads: `query` never writes, and answers all that it was asked.
+
+    Raises:
+        ConfigurationError: none, several, or one that writes.
+    """
+    statements = db.extract_statements(sql)
+    if len(statements) != 1:
+        raise ConfigurationError(
+            f"expected one SQL statement, got {len(statements) or 'an empty query'}; ask them one by one"
+        )
+    kind = statements[0].type
+    if kind not in _READING:
+        raise ConfigurationError(
+            f"expected a statement that reads, got {kind.name}; for a file: tickvault query … --format csv > FILE"
+        )
 
 
 def _print_rows(db: duckdb.DuckDBPyConnection, sql: str, form: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import re
 import shlex
@@ -104,7 +105,7 @@ def demo(
         _clear_demo(folder)
     outcome = _until_stopped(lambda stopping: _demo(folder, instruments, updates_per_second, duration, stopping))
     render.outcome(outcome)
-    query = "SELECT symbol, count(*) AS ticks, max(vtt) AS volume, last(ltp ORDER BY time) AS price FROM ticks GROUP BY ALL ORDER BY ticks DESC LIMIT 10"
+    query = "SELECT symbol, count(*) AS ticks, max(vtt) AS volume, last(ltp ORDER BY time) FILTER (ltp IS NOT NULL) AS price FROM ticks GROUP BY ALL ORDER BY ticks DESC LIMIT 10"
     command = shlex.join([_program(), "query", "--data-dir", str(folder), query])
     render.console().print(f"\nLook at it:\n\n  {command}\n", soft_wrap=True, markup=False)
     if outcome.parked:
@@ -247,7 +248,7 @@ def rewind_command(
         sink,
         lambda folder: journals.last_seq_before(folder.journal, at_ns) if at_ns is not None else to_seq or 0,
     )
-    typer.echo(f"{sink} is at seq {cursor.seq}; everything behind it is delivered again at the next `tickvault run`")
+    typer.echo(f"{sink} is at seq {cursor.seq}; everything after it is delivered again at the next `tickvault run`")
 
 
 @app.command()
@@ -265,6 +266,9 @@ def check(config: Config = None, env_file: EnvFile = Path(".env"), data_dir: Dat
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no ✔ still gets its answer
     try:
         code = app(standalone_mode=False)
     except TickvaultError as exc:

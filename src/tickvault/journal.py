@@ -17,13 +17,13 @@ import sqlite3
 import threading
 import time
 import uuid
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from tickvault import segments, wal
-from tickvault.errors import JournalDamaged, Refused
+from tickvault.errors import JournalDamaged, JournalFull, Refused
 from tickvault.ledger import KINDS, Ledger
 from tickvault.model import Definition, Event, Frame, Gap
 from tickvault.segments import NewEvent, NewFrame
@@ -82,10 +82,15 @@ class Committed:
     gaps: tuple[Gap, ...]
 
 
+RECORD: Final = "record"
+
+
 class Journal:
     """The writing end. Made by `open`."""
 
-    def __init__(self, folder: Path, state: State, *, recorder_id: str, wall_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, folder: Path, state: State, *, recorder_id: str, wall_ns: Callable[[], int], purpose: str = RECORD
+    ) -> None:
         self.recorder_id = recorder_id
         self.last_seq = 0
         self.first_seq = 1
@@ -94,6 +99,8 @@ class Journal:
         self.ledger = Ledger()
         self.max_segment_bytes = segments.MAX_BYTES
         self.max_segment_frames = segments.MAX_FRAMES
+        self._purpose = purpose
+        self.stopped = True
         self._folder = folder
         self._state = state
         self._wall_ns = wall_ns
@@ -103,13 +110,16 @@ class Journal:
         self._segment_first = 1
 
     @classmethod
-    def open(cls, folder: Path, state: State, *, wall_ns: Callable[[], int] = time.time_ns) -> Self:
+    def open(
+        cls, folder: Path, state: State, *, wall_ns: Callable[[], int] = time.time_ns, purpose: str = RECORD
+    ) -> Self:
         """Open the journal, recovering whatever a crash left.
 
         Args:
             folder: the journal folder of a data folder that this process has locked.
             state: the state beside it.
             wall_ns: UTC wall clock in ns.
+            purpose: `record`, or what else it is opened for; then the time counts as not recorded.
 
         Raises:
             JournalDamaged: a segment's log is damaged beyond a torn tail.
@@ -132,7 +142,7 @@ class Journal:
                 "restore the state.db that belongs here, or move it away (it will be rebuilt)"
             )
         recorder_id = known[0] if known else found_id or uuid.uuid4().hex[:12]
-        journal = cls(folder, state, recorder_id=recorder_id, wall_ns=wall_ns)
+        journal = cls(folder, state, recorder_id=recorder_id, wall_ns=wall_ns, purpose=purpose)
         journal._recover(paths)
         return journal
 
@@ -166,6 +176,8 @@ class Journal:
         gaps: list[Gap] = []
         for event in map(_as_event, events):
             gaps += self.ledger.apply(event)
+            if event.kind in {"start", "stop"}:
+                self.stopped = event.kind == "stop"
             if event.kind == "defs":
                 self._learn(event)
         return Committed(seq, tuple(gaps))
@@ -176,7 +188,10 @@ class Journal:
         return Fact("defs", segments.defs_body(changed)) if changed else None
 
     def close(self) -> None:
-        """Seal what is open, if it holds frames, and close."""
+        """Say that it ends, if nobody has; seal what is open, if it holds frames, and close."""
+        if not self.stopped:
+            with suppress(JournalFull):
+                self.append([Fact("stop", {"reason": "ended early"})])
         if self._db is not None:
             if self.last_seq >= self._segment_first:
                 segments.seal(self._db)
@@ -207,7 +222,11 @@ class Journal:
         if born:
             self._carry_over(born[-1])
         self._state.set_journal(self.recorder_id, head_seq=self.last_seq, first_seq=self.first_seq)
-        facts = [Fact("start", {"last_ns": last_ns, "clean": clean, "boot": boot_id()})]
+        down: dict[str, object] = {"last_ns": last_ns, "clean": clean}
+        starts = list(events(self._folder, ("start",)))
+        if starts and starts[-1].body.get("purpose", RECORD) != RECORD:  # it was down before that already
+            down = {name: starts[-1].body[name] for name in down}
+        facts = [Fact("start", {**down, "boot": boot_id()})]
         if self.last_seq > readable:
             lost = {"from": readable + 1, "to": self.last_seq, "reason": "missing from the journal at start"}
             facts.insert(0, Fact("lost", lost))
@@ -271,6 +290,8 @@ class Journal:
         if fact.kind == "conn" and isinstance(number := fact.body.get("conn"), int):
             self.last_conn = max(self.last_conn, number)
         at_ns = self._wall_ns() if fact.at_ns is None else fact.at_ns
+        if fact.kind in {"start", "stop"} and self._purpose != RECORD:
+            fact = replace(fact, body={**fact.body, "purpose": self._purpose})
         return NewEvent(after_seq, at_ns, boot_ns, fact.kind, fact.body)
 
     def _learn(self, event: Event) -> None:

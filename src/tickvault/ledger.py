@@ -5,6 +5,7 @@
 | start | what a crash left open, at the last commit | `connection` until the first connection |
 | conn open | `connection` | |
 | conn closed | | `connection` disconnected |
+| conn failed | | (says why it lasts) |
 | stop | `connection` | |
 
 The time between two runs is one closed `recorder` gap, written by the second `start`.
@@ -38,6 +39,8 @@ class Ledger:
 
     def apply(self, event: Event) -> list[Gap]:
         """Take one event and return the gaps it opened or closed."""
+        if event.body.get("purpose"):  # nobody recorded: the time counts as down, before and after
+            return []
         match event.kind, event.body.get("state"):
             case "start", _:
                 return [*self._close(_int(event.body.get("last_ns"))), *_down(event), *self._begin(event, "connecting")]
@@ -45,10 +48,11 @@ class Ledger:
                 return self._close(event.at_ns)
             case "conn", "open":
                 return self._close(event.at_ns)
+            case "conn", "failed" if self.open is not None:
+                self.open = replace(self.open, detail=_words(event))
+                return [self.open]
             case "conn", "closed" if event.body.get("reason") != "stopped":
-                code = event.body.get("code")
-                detail = str(event.body.get("reason", "")) + (f" (code {code})" if code else "")
-                return [*self._close(event.at_ns), *self._begin(event, detail)]
+                return [*self._close(event.at_ns), *self._begin(event, _words(event))]
             case _:
                 return []
 
@@ -88,6 +92,12 @@ def _down(start: Event) -> list[Gap]:
             detail="stopped" if clean else "ended without stopping",
         )
     ]
+
+
+def _words(event: Event) -> str:
+    """Return what an event says of its cause."""
+    reason, code, detail = (event.body.get(name) for name in ("reason", "code", "detail"))
+    return str(reason or "") + (f" (code {code})" if code else "") + (f": {detail}" if detail else "")
 
 
 def _int(value: object) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +26,7 @@ from tickvault.brokers.upstox.keylist import InstrumentsUrl
 from tickvault.brokers.upstox.tokens import StaticToken, TokenUrl
 from tickvault.datafolder import DataFolder
 from tickvault.delivery import Delivery
-from tickvault.errors import FeedUnavailable, Refused
+from tickvault.errors import FeedUnavailable, JournalFull, Refused
 from tickvault.health import FeedHealth
 from tickvault.intake import Intake, Progress, commit, gap_notices
 from tickvault.journal import Fact, Journal
@@ -97,6 +97,7 @@ class Recorder:
         """
         async with AsyncExitStack() as stack:
             folder = stack.enter_context(DataFolder(self._settings.data_dir))
+            await self._serve_status(stack, folder)
             state, _ = State.open(
                 folder.state,
                 notify_interval_ns=int((self._settings.notify.interval_s if self._settings.notify else 0) * 1e9),
@@ -106,10 +107,9 @@ class Recorder:
             journal = await asyncio.to_thread(Journal.open, folder.journal, state, wall_ns=self._wall_ns)
             first_seq = journal.last_seq
             executor = ThreadPoolExecutor(1, thread_name_prefix="journal")
-            stack.callback(_close_journal, executor, journal)
+            stack.callback(_close_journal, executor, journal, state)
             await asyncio.to_thread(_reconcile_gaps, folder, journal, state, self._wall_ns())
             session = await stack.enter_async_context(aiohttp.ClientSession())
-            await self._serve_status(stack, folder)
             self._intake = Intake(
                 max_frames=self._settings.queue_frames, max_bytes=self._settings.queue_bytes, wall_ns=self._wall_ns
             )
@@ -381,7 +381,7 @@ def rewind(settings: Settings, sink: str, to_seq: Callable[[DataFolder], int]) -
                 raise Refused(
                     f"no sink {sink!r} has delivered from {settings.data_dir}; known: {', '.join(known) or 'none'}"
                 )
-            journal = Journal.open(folder.journal, state)
+            journal = Journal.open(folder.journal, state, purpose="rewind")
             try:
                 store = ParquetStore(folder.parquet, journal.recorder_id) if sink == "parquet" else None
                 cursor = Cursors(journal, state, folder.journal).rewind(sink, to_seq(folder), store)
@@ -418,6 +418,14 @@ def _reconcile_gaps(folder: DataFolder, journal: Journal, state: State, now_ns: 
         state.put_gaps(changed, notices=notices, now_ns=now_ns)
 
 
-def _close_journal(executor: ThreadPoolExecutor, journal: Journal) -> None:
-    executor.submit(journal.close).result()
+def _close_journal(executor: ThreadPoolExecutor, journal: Journal, state: State) -> None:
+    executor.submit(_end, journal, state).result()
     executor.shutdown()
+
+
+def _end(journal: Journal, state: State) -> None:
+    """Close the journal; a run that failed before it could say that it stops says so now, in the ledger too."""
+    if not journal.stopped:
+        with suppress(JournalFull):
+            commit(journal, state, [Fact("stop", {"reason": "ended early"})])
+    journal.close()

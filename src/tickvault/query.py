@@ -148,7 +148,11 @@ def _shared_lock(path: Path) -> Iterator[None]:
     if not path.parent.is_dir():
         yield
         return
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
+    except OSError:
+        yield  # a folder that cannot be written to is not being compacted either
+        return
     try:
         fcntl.flock(fd, fcntl.LOCK_SH)
         yield

@@ -474,9 +474,12 @@ def read_view(path: Path) -> View | None:
             dead_letters=db.execute("SELECT count(*) FROM dead_letters").fetchone()[0],
             outbox=db.execute("SELECT count(*) FROM outbox").fetchone()[0],
         )
-    except sqlite3.OperationalError as exc:
+    except sqlite3.DatabaseError as exc:
         if "no such table" in str(exc):
             return None
-        raise
+        raise Refused(
+            f"{path} cannot be read ({exc}); if it is damaged the next `tickvault run` sets it aside and rebuilds it "
+            "from the journal"
+        ) from exc
     finally:
         db.close()

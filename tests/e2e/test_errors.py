@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -86,3 +88,62 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
             wait_until(lambda: "feed.stopped" in recording.said(), "it drains")
             assert recording.stop(15) == 143
         assert call("journal", "verify", environ=environ, folder=tmp_path).returncode == 0
+
+
+def test_a_rewind_and_a_failed_start_leave_the_ledger_true(tmp_path: Path) -> None:
+    """Downtime stays one interval whatever is rewound in it; a start that fails leaves no gap open; reasons are kept."""
+    data = tmp_path / "data"
+    environ = environ_for(
+        "http://127.0.0.1:9", data, UPSTOX_INSTRUMENTS_URL="off", TICKVAULT_INSTRUMENTS="NSE_EQ|INE002A01018"
+    )
+    del environ["TICKVAULT_INSTRUMENTS_URL"]
+    assert call("run", "--duration", "1", environ=environ, folder=tmp_path).returncode == 0
+    for to_seq, code in (("0", 0), ("7", 1)):
+        done = call("rewind", "--sink", "parquet", "--to-seq", to_seq, environ=environ, folder=tmp_path)
+        assert done.returncode == code, done.stderr
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = {**environ, "TICKVAULT_HTTP": f"127.0.0.1:{taken.getsockname()[1]}"}
+        assert call("run", "--duration", "1", environ=busy, folder=tmp_path).returncode == 1
+    asked = call(
+        "query", "SELECT * FROM gaps ORDER BY opened_at, scope", "--format", "json", environ=environ, folder=tmp_path
+    )
+    gaps = [json.loads(line) for line in asked.stdout.splitlines()]
+    assert all(gap["closed_at"] for gap in gaps)
+    assert [gap["planned"] for gap in gaps if gap["scope"] == "recorder"] == [True]
+    assert "unreachable" in gaps[0]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("sql", "told"),
+    [
+        ("SELECT 1; SELECT 2", "one SQL statement"),
+        ("", "one SQL statement"),
+        ("COPY (SELECT 1) TO 'data/state.db'", "a statement that reads"),
+        ("DROP VIEW ticks", "a statement that reads"),
+    ],
+)
+def test_query_only_answers_questions(tmp_path: Path, sql: str, told: str) -> None:
+    """Several statements, none, or one that writes: refused with what to do instead, nothing touched."""
+    environ = environ_for("http://127.0.0.1:9", tmp_path / "data")
+    assert call("run", "--duration", "0", environ=environ, folder=tmp_path).returncode == 0
+    state = (tmp_path / "data" / "state.db").read_bytes()
+    done = call("query", sql, environ=environ, folder=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert (tmp_path / "data" / "state.db").read_bytes() == state
+    for asked in ("DESCRIBE ticks", "SUMMARIZE ticks", "FROM ticks", "SHOW TABLES", "EXPLAIN SELECT 1"):
+        assert call("query", asked, environ=environ, folder=tmp_path).returncode == 0, asked
+
+
+def test_a_damaged_state_file_is_named_with_its_cure(tmp_path: Path) -> None:
+    """`status` says that the next run rebuilds it, and it does."""
+    environ = environ_for("http://127.0.0.1:9", tmp_path / "data")
+    assert call("run", "--duration", "0", environ=environ, folder=tmp_path).returncode == 0
+    (tmp_path / "data" / "state.db").write_text("garbage" * 1000)
+    done = call("status", environ=environ, folder=tmp_path)
+    assert done.returncode == 1
+    assert "tickvault run" in done.stderr
+    assert call("run", "--duration", "0", environ=environ, folder=tmp_path).returncode == 0
+    assert call("status", environ=environ, folder=tmp_path).returncode == 0
