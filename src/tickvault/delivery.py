@@ -151,6 +151,7 @@ class Delivery:
             if batch is None:
                 return
             await self._deliver(batch.only(self._sink.tables))
+            del batch  # or it would be held while the next one is collected
 
     async def _next_batch(
         self, reader: JournalReader, ledger: Ledger, held: Chunk | None

@@ -133,16 +133,21 @@ class Recorder:
             deliveries = [
                 group.create_task(delivery.run(), name=f"deliver:{delivery.name}") for delivery in self._deliveries
             ]
+            telling: list[asyncio.Task[None]] = []
             if self._settings.notify is not None:
-                group.create_task(self._notifier(stage, self._settings.notify).run(told), name="notify")
+                telling.append(group.create_task(self._notifier(stage, self._settings.notify).run(told), name="notify"))
             failure = await self._take_in(stage, stopping)
             stage.drained.set()
             await stage.progress.wake()
+            loop = asyncio.get_running_loop()
+            deadline_s = loop.time() + self._settings.shutdown_s
             if deliveries:
                 await asyncio.wait(deliveries, timeout=self._settings.shutdown_s)
-            for task in deliveries:
-                task.cancel()
             told.set()
+            if telling:  # what a receiver does not take in the time left stays in the outbox
+                await asyncio.wait(telling, timeout=max(0.5, deadline_s - loop.time()))
+            for task in (*deliveries, *telling):
+                task.cancel()
         if failure is not None:
             raise failure
 
