@@ -77,12 +77,12 @@ def _refuse_all_but_a_question(db: duckdb.DuckDBPyConnection, sql: str) -> None:
 
 def _print_rows(db: duckdb.DuckDBPyConnection, sql: str, form: str) -> None:
     """Print rows as DuckDB writes its values, so that times show in the session's zone."""
-    db.execute(f"CREATE TEMP TABLE answer AS {sql.rstrip().rstrip(';')}") if _is_select(sql) else db.execute(sql)
     if not _is_select(sql):
-        rows = db.fetchall()
+        rows = db.execute(sql).fetchall()
         names = [column[0] for column in db.description or ()]
         _show(names, rows, len(rows), form)
         return
+    db.execute(f"CREATE TEMP TABLE answer AS {sql.rstrip().rstrip(';')}")
     names = [row[0] for row in db.execute("SELECT column_name FROM (DESCRIBE answer)").fetchall()]
     if form == "json":
         for (line,) in db.execute("SELECT to_json(answer)::VARCHAR FROM answer").fetchall():

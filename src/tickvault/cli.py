@@ -23,7 +23,7 @@ import typer
 from tickvault import __version__, logs, render, snapshots
 from tickvault import journal as journals
 from tickvault.batching import IST
-from tickvault.datafolder import holder
+from tickvault.datafolder import holder, recorded
 from tickvault.errors import ConfigurationError, Refused, TickvaultError, TokenRefused
 from tickvault.pipeline import Outcome, Recorder, rewind
 from tickvault.settings import Settings, check_plaintext, load_settings, require_recordable
@@ -155,7 +155,7 @@ def status(
 ) -> None:
     """Show what a running recorder is doing; without one, what its files tell."""
     settings = _settings(data_dir, config, env_file)
-    folder = _recorded(settings.data_dir)
+    folder = recorded(settings.data_dir)
     shown: dict[str, Any] | None = None
     if (who := holder(folder)) is not None and who.http is not None:
         token = settings.http.token.get_secret_value() if settings.http and settings.http.token else None
@@ -181,7 +181,7 @@ def query(
     from tickvault import answers
 
     settings = _settings(data_dir, config, env_file)
-    answers.print_answer(_recorded(settings.data_dir), sql, form)
+    answers.print_answer(recorded(settings.data_dir), sql, form)
 
 
 @journal_app.command("stats")
@@ -189,7 +189,7 @@ def journal_stats(
     as_json: AsJson = False, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
 ) -> None:
     """Count what the journal holds and how far each sink is."""
-    one = snapshots.take(_recorded(_settings(data_dir, config, env_file).data_dir))
+    one = snapshots.take(recorded(_settings(data_dir, config, env_file).data_dir))
     sinks = {
         name: {
             "cursor_seq": sink.cursor_seq,
@@ -216,7 +216,7 @@ def journal_verify(
     as_json: AsJson = False, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
 ) -> None:
     """Read every checksum again; name what is damaged; exit 1 if anything is."""
-    folder = _recorded(_settings(data_dir, config, env_file).data_dir)
+    folder = recorded(_settings(data_dir, config, env_file).data_dir)
     damaged = list(journals.verify(folder / "journal", running=holder(folder) is not None))
     frames = journals.stats(folder / "journal").frames
     if as_json:
@@ -339,15 +339,6 @@ def _secrets_in_urls(settings: Settings) -> list[str]:
         parts = urlsplit(url)
         found += [parts.password or "", *(value for _, value in parse_qsl(parts.query))]
     return [value for value in found if value]
-
-
-def _recorded(folder: Path) -> Path:
-    if not (folder / "journal").is_dir():
-        raise Refused(
-            f"nothing is recorded in {folder}: expected a folder that `tickvault run` or `tickvault demo` has written; "
-            "name it with --data-dir or TICKVAULT_DATA_DIR"
-        )
-    return folder
 
 
 def _resolve(host: str) -> list[str]:

@@ -15,7 +15,7 @@ from tickvault.errors import Refused
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["DataFolder", "Holder", "holder"]
+__all__ = ["DataFolder", "Holder", "holder", "recorded"]
 
 # flock there is advisory at best, and SQLite's WAL needs shared memory: a second recorder would corrupt the journal.
 _NETWORK: Final = ("nfs", "cifs", "smb", "afs", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "ncpfs")
@@ -82,6 +82,20 @@ class DataFolder:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._fd)
+
+
+def recorded(path: Path) -> Path:
+    """Return a data folder that something was recorded in.
+
+    Raises:
+        Refused: nothing is recorded there.
+    """
+    if not (path / "journal").is_dir():
+        raise Refused(
+            f"nothing is recorded in {path}: expected a folder that `tickvault run` or `tickvault demo` has written; "
+            "name it with --data-dir or TICKVAULT_DATA_DIR"
+        )
+    return path
 
 
 def holder(path: Path) -> Holder | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
+import pyarrow.compute as pc
 import structlog
 
 from tickvault import journal as journals
@@ -336,16 +337,16 @@ class Delivery:
     # -- events
 
     def _stored(self, batch: Batch, refused: int) -> Notice:
-        times = [batch.tables[name].column("time") for name in ("ticks", "market_status")]
-        stamps = [stamp for column in times for stamp in column.cast("int64").to_pylist()]
+        tables = [batch.tables[name] for name in ("ticks", "market_status")]
+        ends = [pc.min_max(table.column("time").cast("int64")).as_py() for table in tables if table.num_rows]
         now_ns = self._wall_ns()
         return Notice(
             event="data.stored",
             sink=self.name,
             high_water_seq=batch.hi,
             rows=batch.rows - refused,
-            from_ns=min(stamps) * 1000 if stamps else now_ns,
-            to_ns=max(stamps) * 1000 if stamps else now_ns,
+            from_ns=min(end["min"] for end in ends) * 1000 if ends else now_ns,
+            to_ns=max(end["max"] for end in ends) * 1000 if ends else now_ns,
             message=self._message,
             generation=self._cursor.generation,
         )

@@ -24,7 +24,7 @@ from tickvault.brokers.upstox.feed import Feed
 from tickvault.brokers.upstox.instruments import InstrumentList
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
 from tickvault.brokers.upstox.tokens import StaticToken, TokenUrl
-from tickvault.datafolder import DataFolder
+from tickvault.datafolder import DataFolder, recorded
 from tickvault.delivery import Delivery
 from tickvault.errors import FeedUnavailable, JournalFull, Refused
 from tickvault.health import FeedHealth
@@ -376,9 +376,7 @@ def rewind(settings: Settings, sink: str, to_seq: Callable[[DataFolder], int]) -
     Raises:
         Refused: a recorder runs, the sink is unknown, or the journal no longer holds it.
     """
-    if not (settings.data_dir / "journal").is_dir():
-        raise Refused(f"nothing is recorded in {settings.data_dir}; name the folder with TICKVAULT_DATA_DIR")
-    with DataFolder(settings.data_dir) as folder:
+    with DataFolder(recorded(settings.data_dir)) as folder:
         state, _ = State.open(folder.state)
         try:
             known = [cursor.sink for cursor in state.cursors()]

@@ -15,6 +15,7 @@ import duckdb
 
 from tickvault import journal as journals
 from tickvault.batching import gap_rows, joined, to_batch
+from tickvault.datafolder import recorded
 from tickvault.errors import JournalDamaged, Refused
 from tickvault.ledger import Ledger
 from tickvault.model import SCHEMAS
@@ -59,12 +60,7 @@ def connect(data_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     Raises:
         Refused: there is nothing recorded there, or it changes faster than it can be read.
     """
-    if not (data_dir / "journal").is_dir():
-        raise Refused(
-            f"nothing is recorded in {data_dir}: expected a folder that `tickvault run` or `tickvault demo` has written; "
-            "name it with TICKVAULT_DATA_DIR or --data-dir"
-        )
-    parquet = data_dir / "parquet"
+    parquet = recorded(data_dir) / "parquet"
     with _shared_lock(parquet / ".lock"):
         for attempt in range(_TRIES):
             try:

@@ -32,14 +32,14 @@ def dump_json(value: Any) -> None:
     print(json.dumps(value, default=str))  # noqa: T201 - the command's output
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table: ruled on a terminal, tab-separated lines when piped."""
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in ([*headers], *cells):
             print("\t".join(row))  # noqa: T201 - the command's output
         return
-    shown = Table(title=title, title_justify="left", header_style="bold")
+    shown = Table(header_style="bold")
     for header in headers:
         shown.add_column(header, overflow="fold")
     for row in cells:

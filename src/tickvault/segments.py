@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from tickvault import wal
+from tickvault.durable import sync_folder
 from tickvault.errors import JournalDamaged, JournalFull, Refused
 from tickvault.model import Definition, Event, Frame
 
@@ -159,7 +160,7 @@ def create(
             _insert_events(db, events)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             db.execute("COMMIT")
-            _fsync_folder(folder)
+            sync_folder(folder)
         except BaseException:
             db.close()  # what is left is unborn, and made anew by the next call
             raise
@@ -371,11 +372,3 @@ def _crc_of_crcs(db: sqlite3.Connection) -> int:
         for (one,) in db.execute(f"SELECT crc FROM {table} ORDER BY {key}"):  # noqa: S608 - two constants
             crc = zlib.crc32(one.to_bytes(4, "little"), crc)
     return crc
-
-
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

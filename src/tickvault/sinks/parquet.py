@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tickvault.durable import sync_folder
 from tickvault.errors import SinkUnavailable
 from tickvault.model import BatchPolicy
 
@@ -84,11 +85,7 @@ class FileSystem:
 
     def sync_folder(self, path: Path) -> None:
         """Make a folder's entries durable."""
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_folder(path)
 
 
 class ParquetStore:

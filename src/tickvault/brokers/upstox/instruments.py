@@ -14,22 +14,22 @@ import json
 import math
 import os
 import re
-import tempfile
 import threading
 import time
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
 from yarl import URL
 
 from tickvault.brokers.upstox.api import get
+from tickvault.durable import replace_file
 from tickvault.errors import FeedUnavailable
 from tickvault.model import Definition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
+    from pathlib import Path
 
     import aiohttp
 
@@ -311,23 +311,5 @@ def _keep(body: bytes, etag: str, path: Path, etag_path: Path) -> None:
     gz = body if body.startswith(b"\x1f\x8b") else gzip.compress(body, compresslevel=3)
     parse(gz, ())
     # The list first: an old ETag beside a new list costs a download, a new one beside an old list would keep it for ever.
-    _replace(path, gz)
-    _replace(etag_path, etag.encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")  # 0600 from the start
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    replace_file(path, gz)
+    replace_file(etag_path, etag.encode())

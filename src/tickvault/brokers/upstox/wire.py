@@ -199,8 +199,6 @@ def _columns(payloads: Sequence[bytes]) -> pa.RecordBatch:
     """
     try:
         return _HANDLER.list_to_record_batch(payloads)
-    except Exception:
-        raise
     except BaseException as exc:
         if type(exc).__name__ != "PanicException":
             raise
