@@ -7,7 +7,6 @@ A batch that is refused is bisected to its rows; refused rows become dead letter
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import json
 import traceback
 from collections import deque
@@ -20,7 +19,7 @@ import structlog
 
 from tickvault import journal as journals
 from tickvault.backoff import backoff
-from tickvault.batching import IST, joined, to_batch
+from tickvault.collecting import Collector
 from tickvault.errors import BatchRejected, BatchTooLarge, JournalFull, SinkMisconfigured, SinkUnavailable
 from tickvault.journal import Fact, JournalReader
 from tickvault.model import Batch, Rejected
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tickvault.intake import Progress
-    from tickvault.journal import Chunk
     from tickvault.ledger import Ledger
     from tickvault.model import Sink
     from tickvault.state import Cursor, State
@@ -43,8 +41,6 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _log: Final = structlog.get_logger(__name__)
-_READ_FRAMES: Final = 2_000
-_READ_BYTES: Final = 4_000_000  # decoded at a time: bounds memory whatever the policy is
 _REFUSALS_OF: Final = 10_000  # rows looked back on
 _REFUSALS_PERCENT: Final = 1  # more of them refused: a wrong mapping, not bad rows
 _WHOLE_BATCH: Final = 10  # rows from which "every row refused" is no accident
@@ -61,13 +57,11 @@ class Patience:
     Attributes:
         first_s: before an unavailable store is tried again, the first time; doubles up to `longest_s`.
         misconfigured_s: before a store that refuses us is tried again.
-        look_s: an idle delivery looks into the journal this often.
     """
 
     first_s: float = 0.5
     longest_s: float = 30.0
     misconfigured_s: float = 60.0
-    look_s: float = 1.0
 
 
 class _Parked(Exception):
@@ -105,7 +99,6 @@ class Delivery:
         state: State,
         progress: Progress,
         journal_fact: Callable[[Fact], Awaitable[None]],
-        drained: asyncio.Event,
         wall_ns: Callable[[], int],
         rng: random.Random,
         message: str,
@@ -121,7 +114,6 @@ class Delivery:
         self._state = state
         self._progress = progress
         self._journal_fact = journal_fact
-        self._drained = drained
         self._wall_ns = wall_ns
         self._rng = rng
         self._message = message
@@ -131,7 +123,7 @@ class Delivery:
         self._settling: deque[tuple[float, int]] = deque()
 
     async def run(self) -> None:
-        """Deliver until the journal is drained and `drained` is set, or the sink is parked."""
+        """Deliver until intake has ended and the journal is read to its end, or the sink is parked."""
         while True:
             reader = JournalReader(self._folder, self._cursor.seq)
             try:
@@ -146,61 +138,17 @@ class Delivery:
             return
 
     async def _from(self, reader: JournalReader, ledger: Ledger) -> None:
-        held: Chunk | None = None
-        while True:
-            batch, held = await self._next_batch(reader, ledger, held)
-            if batch is None:
-                return
+        collector = Collector(
+            reader,
+            self._sink.policy,
+            recorder_id=self._recorder_id,
+            ledger=ledger,
+            progress=self._progress,
+            wall_ns=self._wall_ns,
+        )
+        while (batch := await collector.next()) is not None:
             await self._deliver(batch.only(self._sink.tables))
             del batch  # or it would be held while the next one is collected
-
-    async def _next_batch(
-        self, reader: JournalReader, ledger: Ledger, held: Chunk | None
-    ) -> tuple[Batch | None, Chunk | None]:
-        """Collect one batch by the sink's policy; None when there is nothing more and nothing more will come."""
-        policy = self._sink.policy
-        parts: list[Batch] = []
-        size, deadline_s = 0, float("inf")
-        loop = asyncio.get_running_loop()
-        while True:
-            chunk, held = held, None
-            drained = self._drained.is_set()
-            if chunk is None:
-                room = max(1, min(_READ_BYTES, policy.max_bytes - size))
-                chunk = await asyncio.to_thread(reader.read, max_frames=_READ_FRAMES, max_bytes=room)
-            if chunk is None:
-                if drained:  # what was announced before the read was committed, so this was the end
-                    break
-                left_s = deadline_s - loop.time()
-                if parts and left_s <= 0:
-                    break
-                await self._wait(reader.after_seq, left_s if parts else None)
-                continue
-            if parts and chunk.changed:
-                return joined(parts), chunk
-            part = await asyncio.to_thread(to_batch, chunk, recorder_id=self._recorder_id, ledger=ledger)
-            if not parts:
-                deadline_s = loop.time() + self._longest_wait_s()
-            parts.append(part)
-            size += chunk.nbytes
-            full = sum(one.rows for one in parts) >= policy.max_rows or size >= policy.max_bytes
-            if full or loop.time() >= deadline_s:
-                break
-        return (joined(parts) if parts else None), None
-
-    async def _wait(self, after_seq: int, left_s: float | None) -> None:
-        """Wait for a further frame, the deadline, or the end of intake."""
-        if not self._drained.is_set():
-            longest_s = self._patience.look_s
-            await self._progress.beyond(after_seq, timeout_s=min(longest_s if left_s is None else left_s, longest_s))
-
-    def _longest_wait_s(self) -> float:
-        wait_s = self._sink.policy.max_wait_s
-        if not self._sink.policy.by_date:
-            return wait_s
-        now = dt.datetime.fromtimestamp(self._wall_ns() / 1e9, IST)
-        midnight = (now + dt.timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-        return min(wait_s, (midnight - now).total_seconds())
 
     async def _deliver(self, batch: Batch) -> None:
         """Write one batch and move the cursor behind it."""

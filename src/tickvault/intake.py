@@ -10,6 +10,7 @@ import asyncio
 import threading
 import uuid
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -35,10 +36,16 @@ _BATCH_BYTES: Final = 8 * 1024 * 1024  # of one commit
 
 
 class Progress:
-    """The journal's last durable seq, and a way to wait for the next."""
+    """How far the journal is, and a way to wait for more.
+
+    Attributes:
+        last_seq: the last durable seq.
+        ended: nothing more will come.
+    """
 
     def __init__(self, last_seq: int) -> None:
         self.last_seq = last_seq
+        self.ended = False
         self._moved = asyncio.Condition()
 
     async def publish(self, last_seq: int) -> None:
@@ -47,19 +54,17 @@ class Progress:
             self.last_seq = last_seq
             self._moved.notify_all()
 
-    async def beyond(self, seq: int, *, timeout_s: float | None) -> bool:
-        """Wait until the journal holds a frame behind `seq`; False when the time is up first."""
-        try:
-            async with asyncio.timeout(timeout_s), self._moved:
-                await self._moved.wait_for(lambda: self.last_seq > seq)
-        except TimeoutError:
-            return False
-        return True
-
-    async def wake(self) -> None:
-        """Let everyone who waits look again."""
+    async def end(self) -> None:
+        """Announce that nothing more will come."""
         async with self._moved:
+            self.ended = True
             self._moved.notify_all()
+
+    async def beyond(self, seq: int, *, timeout_s: float | None) -> None:
+        """Wait until the journal holds a frame behind `seq`, nothing more will come, or the time is up."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._moved:
+                await self._moved.wait_for(lambda: self.last_seq > seq or self.ended)
 
 
 class Intake:

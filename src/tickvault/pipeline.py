@@ -137,8 +137,7 @@ class Recorder:
             if self._settings.notify is not None:
                 telling.append(group.create_task(self._notifier(stage, self._settings.notify).run(told), name="notify"))
             failure = await self._take_in(stage, stopping)
-            stage.drained.set()
-            await stage.progress.wake()
+            await stage.progress.end()
             loop = asyncio.get_running_loop()
             deadline_s = loop.time() + self._settings.shutdown_s
             if deliveries:
@@ -221,7 +220,6 @@ class Recorder:
                     state=stage.state,
                     progress=stage.progress,
                     journal_fact=stage.in_journal,
-                    drained=stage.drained,
                     wall_ns=self._wall_ns,
                     rng=self._rng,
                     message=_MESSAGES.get(name, f"Data feed has been successfully transferred to {name}"),
@@ -306,7 +304,6 @@ class _Stage:
     session: aiohttp.ClientSession
     progress: Progress
     intake: Intake
-    drained: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def in_journal(self, fact: Fact) -> None:
         """Commit one fact, in the journal's thread."""

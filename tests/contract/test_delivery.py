@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tickvault.model import Batch
     from tickvault.state import Cursor
 
-BRIEF = Patience(first_s=0.001, longest_s=0.002, misconfigured_s=0.005, look_s=0.05)
+BRIEF = Patience(first_s=0.001, longest_s=0.002, misconfigured_s=0.005)
 
 
 class Bench:
@@ -66,9 +66,7 @@ class Bench:
     def delivery(self, sink: MemorySink, *, ended: bool = True, patience: Patience = BRIEF) -> Delivery:
         cursor = Cursors(self.journal, self.state, self.folder).open(sink.name, None)
         self.progress = Progress(self.journal.last_seq)
-        self.drained = asyncio.Event()
-        if ended:
-            self.drained.set()
+        self.progress.ended = ended
 
         async def journal_fact(fact: Fact) -> None:
             await asyncio.to_thread(self.journal.append, [fact])
@@ -81,7 +79,6 @@ class Bench:
             state=self.state,
             progress=self.progress,
             journal_fact=journal_fact,
-            drained=self.drained,
             wall_ns=lambda: AT_NS,
             rng=Random(1),
             message="stored",
@@ -312,7 +309,7 @@ async def test_a_sink_gets_only_the_tables_it_stores(bench: Bench) -> None:
 
 async def test_a_running_journal_is_followed(bench: Bench) -> None:
     """What is published is delivered without waiting for anything else; then the end."""
-    sink = MemorySink(policy=singly(max_wait_s=60.0))
+    sink = MemorySink(policy=singly())
     delivery = bench.delivery(sink, ended=False)
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         group.create_task(delivery.run())
@@ -320,9 +317,47 @@ async def test_a_running_journal_is_followed(bench: Bench) -> None:
             await asyncio.to_thread(bench.append, 1)
             await bench.progress.publish(bench.journal.last_seq)
             await until(lambda count=count: len(sink.seqs()) == count)
-        bench.drained.set()
-        await bench.progress.wake()
+        await bench.progress.end()
     assert sink.seqs() == [1, 2, 3, 4, 5]
+
+
+async def test_a_batch_is_read_once_however_many_frames_it_came_in(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for its batch waits in the journal: one read for fifty commits, the end and nothing else closes it."""
+    reads: list[int] = []
+    read = JournalReader.read
+
+    def counted(reader: JournalReader, **bounds: int) -> Any:
+        chunk = read(reader, **bounds)
+        reads.append(0 if chunk is None else len(chunk.frames))
+        return chunk
+
+    monkeypatch.setattr(JournalReader, "read", counted)
+    sink = MemorySink(policy=BatchPolicy(max_rows=1000, max_bytes=1_000_000, max_wait_s=60.0))
+    delivery = bench.delivery(sink, ended=False)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        group.create_task(delivery.run())
+        for _ in range(50):
+            await asyncio.to_thread(bench.append, 1)
+            await bench.progress.publish(bench.journal.last_seq)
+        await bench.progress.end()
+    assert [batch.hi - batch.lo + 1 for batch in sink.batches] == [50]
+    assert [count for count in reads if count] == [50]
+
+
+async def test_a_backlog_is_read_without_waiting_for_anything(bench: Bench) -> None:
+    """What is there already fills batch after batch, far from the time a batch may wait."""
+    bench.append(50)
+    sink = MemorySink(policy=BatchPolicy(max_rows=1000, max_bytes=700, max_wait_s=3600.0))
+    delivery = bench.delivery(sink, ended=False)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        group.create_task(delivery.run())
+        await bench.progress.publish(bench.journal.last_seq + 2000)  # as if more than a read were waiting
+        await until(lambda: len(sink.seqs()) > 40)  # all but the last batch, which may still grow
+        await bench.progress.end()
+    assert sink.seqs() == list(range(1, 51))
+    assert len(sink.batches) > 5
 
 
 async def test_a_journal_that_ends_with_a_lost_range_has_an_end(bench: Bench) -> None:

@@ -91,7 +91,8 @@ async def test_what_is_queued_is_journalled_in_order(desk: Desk) -> None:
     await desk.frames(1, 2)
     await desk.intake.fact("conn", {"conn": 1, "state": "closed", "reason": "eof"})
     await desk.frames(3)
-    assert await desk.progress.beyond(2, timeout_s=10)
+    await desk.progress.beyond(2, timeout_s=10)
+    assert desk.progress.last_seq > 2
     await desk.intake.close()
     await task
     assert desk.journalled() == [1, 2, 3]
@@ -108,7 +109,8 @@ async def test_a_group_is_committed_as_soon_as_the_one_before_is_done(desk: Desk
     await until(lambda: desk.intake.queued == 0)
     await desk.frames(*range(2, 12))
     desk.journal.gate.set()
-    assert await desk.progress.beyond(10, timeout_s=10)
+    await desk.progress.beyond(10, timeout_s=10)
+    assert desk.progress.last_seq > 10
     await desk.intake.close()
     await task
     assert desk.journal.batches[:2] == [1, 10]
@@ -186,7 +188,8 @@ async def test_a_full_disk_is_waited_for(desk: Desk, monkeypatch: pytest.MonkeyP
     desk.journal.full = 3
     task = desk.record()
     await desk.frames(1, 2)
-    assert await desk.progress.beyond(1, timeout_s=10)
+    await desk.progress.beyond(1, timeout_s=10)
+    assert desk.progress.last_seq > 1
     await desk.intake.close()
     await task
     assert desk.journalled() == [1, 2]
@@ -232,15 +235,25 @@ async def test_a_quiet_second_is_journalled_as_alive(desk: Desk, monkeypatch: py
 async def test_waiting_for_progress_ends_with_the_time_or_the_frame() -> None:
     """A waiter hears of a frame behind its own, and of nothing else."""
     progress = Progress(5)
-    assert await progress.beyond(4, timeout_s=None)
-    assert not await progress.beyond(5, timeout_s=0.01)
-    waiting = asyncio.create_task(progress.beyond(5, timeout_s=10))
+    await progress.beyond(4, timeout_s=None)
+    await progress.beyond(5, timeout_s=0.01)
+    waiting = asyncio.create_task(progress.beyond(6, timeout_s=None))
     await asyncio.sleep(0)
-    await progress.wake()
+    await progress.publish(6)
     await asyncio.sleep(0)
     assert not waiting.done()
-    await progress.publish(6)
-    assert await waiting
+    await progress.publish(7)
+    await waiting
+
+
+async def test_waiting_for_progress_ends_with_intake() -> None:
+    """When nothing more will come nobody waits for it, neither then nor later."""
+    progress = Progress(5)
+    waiting = asyncio.create_task(progress.beyond(5, timeout_s=None))
+    await asyncio.sleep(0)
+    await progress.end()
+    await waiting
+    await progress.beyond(5, timeout_s=None)
 
 
 def test_the_gap_of_a_notice_gives_it_its_id() -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 from doubles import AT_MS, AT_NS, DAY_MS
 
+from tickvault.brokers.upstox import wire
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.brokers.upstox.wire import Decoded, decode, instrument_rows, last_versions
 from tickvault.model import SCHEMAS, TABLES, Definition, Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 KEY = "NSE_EQ|INE531E01026"
 BAD_KEYS = ("", "NSE_EQ|A\n", "A\x00B", "A\x7f", "A\x85B", "NSE_EQ|A\\")
@@ -357,3 +362,34 @@ def test_definitions_become_rows() -> None:
     one = Definition(instrument_key=KEY, symbol="X", expiry=dt.date(2026, 9, 24), strike=1.5, lot_size=50)
     [row] = instrument_rows(7, [one]).to_pylist()
     assert (row["valid_from_seq"], row["symbol"], row["expiry"], row["lot_size"]) == (7, "X", dt.date(2026, 9, 24), 50)
+
+
+def test_no_row_keeps_the_parsers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that is kept costs its own bytes: no buffer of it lies in what the parser gave."""
+    parsed: list[pa.RecordBatch] = []
+
+    def remembered(payloads: Sequence[bytes], columns: Any = wire._columns) -> pa.RecordBatch:
+        parsed.append(columns(payloads))
+        return parsed[-1]
+
+    monkeypatch.setattr(wire, "_columns", remembered)
+    full = market(
+        ltpc=pb.LTPC(ltp=1.5, ltt=AT_MS, ltq=2, cp=1.0),
+        marketLevel=pb.MarketLevel(bidAskQuote=[pb.Quote(bidP=1.0, bidQ=2, askP=3.0, askQ=4)]),
+        optionGreeks=pb.OptionGreeks(delta=0.5),
+        marketOHLC=pb.MarketOHLC(ohlc=[pb.OHLC(interval="1d", open=1, high=2, low=1, close=1.5, vol=3, ts=AT_MS)]),
+        **dict.fromkeys(("atp", "vtt", "oi", "iv", "tbq", "tsq", "rp", "ieq", "iiqTotal", "iiqM"), 1),
+        casEligible=True,
+    )
+    status = message(marketInfo=pb.MarketInfo(segmentStatus={"NSE_EQ": pb.NORMAL_OPEN}))
+    decoded = run(full, status, full)
+    theirs = [(buffer.address, buffer.address + buffer.size) for batch in parsed for buffer in _buffers(batch.columns)]
+    ours = [
+        buffer for table in decoded.tables.values() for column in table.columns for buffer in _buffers(column.chunks)
+    ]
+    assert len(rows(decoded)) == 2
+    assert not [buffer for buffer in ours if any(low <= buffer.address < high for low, high in theirs)]
+
+
+def _buffers(arrays: Iterable[pa.Array]) -> list[pa.Buffer]:
+    return [buffer for array in arrays for buffer in array.buffers() if buffer is not None and buffer.size]

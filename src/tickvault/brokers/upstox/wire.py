@@ -4,6 +4,7 @@ Laws:
 * A sub-message that is not on the wire gives nulls. Inside a present one, values are as decoded.
 * A zero of atp, vtt, oi, iv, tbq, tsq and the auction fields is null: proto3 cannot tell it from "not sent".
 * NaN and infinities are nulls. Of duplicate keys in one frame the last wins (the parser yields both).
+* No column shares memory with the parser's: one that did would keep all that was parsed alive, ten times the rows.
 * Arithmetic on times is bounded before it is done; a time that does not fit gives no row, never a wrapped one.
 """
 
@@ -270,11 +271,11 @@ def _ticks(
         "received_at": received_us.take(entries.frame),
         "recorder_id": pa.repeat(recorder_id, count),
         "seq": seqs.take(entries.frame),
-        "instrument_key": entries.keys,
+        "instrument_key": _copied(entries.keys),
         "symbol": symbols,
         "kind": pc.if_else(pc.equal(types, pb.initial_feed), "snapshot", "live").take(entries.frame),
         "mode": _names(pb.RequestMode, entries.field("requestMode")),
-        "cas_eligible": entries.field(*_MARKET, "casEligible"),
+        "cas_eligible": _copied(entries.field(*_MARKET, "casEligible")),
     }
     for name in ("ltp", "ltt", "ltq", "cp", "iep"):
         paths = (("ltpc",), (*_MARKET, "ltpc"), (*_INDEX, "ltpc"), (*_FIRST, "ltpc"))
@@ -438,6 +439,10 @@ def _finite(values: pa.Array) -> pa.Array:
         return values
     finite = pc.is_finite(values)
     return values if pc.all(finite).as_py() is not False else pc.if_else(finite, values, None)
+
+
+def _copied(values: pa.Array) -> pa.Array:
+    return values.take(_int64(range(len(values))))
 
 
 def _int64(values: Sequence[int]) -> pa.Array:

@@ -1,0 +1,118 @@
+"""The journal, cut into batches by a sink's policy, read and decoded only when a batch's worth waits or is due.
+
+What waits, waits in the journal: a frame is read once, with those that came after it, so memory and work follow the
+rows of a batch and not the number of frames they came in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import math
+from typing import TYPE_CHECKING, Final
+
+from tickvault.batching import IST, joined, to_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tickvault.intake import Progress
+    from tickvault.journal import Chunk, JournalReader
+    from tickvault.ledger import Ledger
+    from tickvault.model import Batch, BatchPolicy
+
+__all__ = ["Collector"]
+
+_READ_FRAMES: Final = 2_000
+_READ_BYTES: Final = 4_000_000  # decoded at a time: bounds memory whatever the policy is
+
+
+class Collector:
+    """Makes batches of what one reader finds; used by one task.
+
+    Args:
+        reader: stands where the first batch begins.
+        policy: when a batch is closed.
+        recorder_id: of the journal.
+        ledger: the gap ledger up to the reader's place; it is folded on.
+        progress: of the journal.
+        wall_ns: UTC wall clock in ns, for the end of the day.
+    """
+
+    def __init__(
+        self,
+        reader: JournalReader,
+        policy: BatchPolicy,
+        *,
+        recorder_id: str,
+        ledger: Ledger,
+        progress: Progress,
+        wall_ns: Callable[[], int],
+    ) -> None:
+        self._reader = reader
+        self._policy = policy
+        self._recorder_id = recorder_id
+        self._ledger = ledger
+        self._progress = progress
+        self._wall_ns = wall_ns
+        self._held: Chunk | None = None  # read, but of the next batch: other definitions are in force
+        self._more = False  # the last read did not reach the journal's end
+
+    async def next(self) -> Batch | None:
+        """Return the next batch; None when everything is read and nothing more will come.
+
+        Raises:
+            JournalDamaged: as JournalReader.read does.
+        """
+        parts: list[Batch] = []
+        rows, size, due_s = 0, 0, math.inf
+        while rows < self._policy.max_rows and size < self._policy.max_bytes:
+            if self._held is None and not self._more:
+                due_s = await self._wait(due_s)
+            last_seq, ended = self._progress.last_seq, self._progress.ended
+            chunk = await self._read(self._policy.max_bytes - size)
+            if chunk is None:
+                self._more = False
+                if ended or (parts and self._left_s(due_s) <= 0):
+                    break  # what was announced before the read was committed, so this was the end
+                await self._progress.beyond(last_seq, timeout_s=self._left_s(due_s) if parts else None)
+                continue
+            self._more = chunk.hi < last_seq
+            if parts and chunk.changed:
+                self._held = chunk
+                break
+            part = await asyncio.to_thread(to_batch, chunk, recorder_id=self._recorder_id, ledger=self._ledger)
+            if due_s == math.inf:
+                due_s = self._due_s()
+            parts.append(part)
+            rows, size = rows + part.rows, size + chunk.nbytes
+            if not self._more and self._left_s(due_s) <= 0:
+                break
+        return joined(parts) if parts else None
+
+    async def _read(self, room: int) -> Chunk | None:
+        held, self._held = self._held, None
+        if held is not None:
+            return held
+        return await asyncio.to_thread(
+            self._reader.read, max_frames=_READ_FRAMES, max_bytes=max(1, min(_READ_BYTES, room))
+        )
+
+    async def _wait(self, due_s: float) -> float:
+        """Wait until a read is worth it, the batch is due, or intake has ended; return when the batch is due."""
+        if due_s == math.inf:
+            await self._progress.beyond(self._reader.after_seq, timeout_s=None)
+            due_s = self._due_s()
+        await self._progress.beyond(self._reader.after_seq + _READ_FRAMES - 1, timeout_s=self._left_s(due_s))
+        return due_s
+
+    def _left_s(self, due_s: float) -> float:
+        return max(0.0, due_s - asyncio.get_running_loop().time())
+
+    def _due_s(self) -> float:
+        wait_s = self._policy.max_wait_s
+        if self._policy.by_date:
+            now = dt.datetime.fromtimestamp(self._wall_ns() / 1e9, IST)
+            midnight = (now + dt.timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+            wait_s = min(wait_s, (midnight - now).total_seconds())
+        return asyncio.get_running_loop().time() + wait_s
