@@ -65,6 +65,7 @@ class Simulator:
         self._rest = Rest(universe, self._gate, self._conditions)
         self._exchange = Exchange(universe, settings, self._conditions, now_ms)
         self._accepted = 0
+        self._ending = False
 
     async def __aenter__(self) -> Self:
         """Listen, and start the market.
@@ -95,6 +96,7 @@ class Simulator:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close every connection with 1001 and stop listening."""
+        self._ending = True
         for task in self._running:
             task.cancel()
         try:
@@ -138,6 +140,8 @@ class Simulator:
     async def feed(self, request: web.Request) -> web.StreamResponse:
         """Serve the WebSocket at a single-use address."""
         known = self._gate.redeem(request.query.get("requestId", ""), request.query.get("code", ""))
+        if self._ending:  # who is sent away and comes back at once finds nobody: what it were sent would be lost
+            return web.Response(status=503)
         if self._exchange.holds(do.Forbid) is not None:
             return web.Response(status=403)
         if not known:
