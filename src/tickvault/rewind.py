@@ -47,6 +47,8 @@ class Cursors:
             self._state.put_cursor(sink, self._journal.first_seq - 1, generation=journalled)
         elif found.rewind_to is not None:
             self._go_back(found, found.rewind_to, None)
+        elif found.settled_seq < found.seq:  # nobody watched the store since; it may have lost what it acknowledged
+            self._go_back(found, max(found.settled_seq, self._journal.first_seq - 1), None)
         return self._cursor(sink)
 
     def rewind(self, sink: str, to_seq: int, store: ParquetStore | None) -> Cursor:

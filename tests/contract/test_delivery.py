@@ -393,6 +393,19 @@ class ConnectionlessOutage(SinkUnavailable):
         super().__init__("connection refused")
 
 
+async def test_what_had_not_settled_is_sent_again_at_the_next_start(bench: Bench) -> None:
+    """Nobody watched the store meanwhile, so what it may have lost comes again; the move is journalled first."""
+    bench.append(3)
+    await bench.deliver(FlakySink(policy=singly(), settle_s=math.inf))
+    sink = FlakySink(policy=singly())
+    await bench.deliver(sink)
+    assert sink.seqs() == [1, 2, 3]
+    [moved] = events(bench.folder, ("cursor_moved",))
+    assert moved.body == {"sink": "flaky", "to": 0, "generation": 1}
+    await bench.deliver(sink)
+    assert sink.seqs() == [1, 2, 3]
+
+
 async def test_a_full_disk_under_the_state_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """No sink is parked for it, and nothing ends."""
     bench.append(2)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import time
 from typing import TYPE_CHECKING
 
 import pytest
-from servers import AT, AT_MS, KEY, Server, batch_of, candle, get, tick, victoria_export, victoria_metrics
+from servers import AT, AT_MS, KEY, Server, batch_of, candle, get, tick, victoria_export, victoria_metrics, wait_until
 
-from tickvault.errors import SinkMisconfigured
+from tickvault.errors import SinkMisconfigured, SinkUnavailable
+from tickvault.sinks import influx
 from tickvault.sinks.influx import InfluxSink
 
 if TYPE_CHECKING:
@@ -110,13 +112,32 @@ async def test_updates_within_a_ms_leave_one_sample(victoria_server: Server) -> 
     assert set((await samples(victoria_server, "tick"))["ltp"]) == {AT_MS, AT_MS + 1}
 
 
-async def test_an_acknowledgement_settles_after_fifteen_seconds(victoria_server: Server) -> None:
+async def test_an_acknowledgement_settles_after_a_while(victoria_server: Server) -> None:
     """Known from the first answer on, and still while the server is down."""
     sink = InfluxSink(url=victoria_server.url, bucket="market")
     assert sink.settle_s == 0.0
     assert "VictoriaMetrics" in await sink.check()
     await asyncio.to_thread(victoria_server.kill)
-    assert sink.settle_s == 15.0
+    assert sink.settle_s == 20.0
+    await sink.aclose()
+
+
+async def test_a_restart_that_no_request_noticed_is_an_outage(
+    victoria_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write after it fails once, so that delivery goes back to what was settled."""
+    monkeypatch.setattr(influx, "_VICTORIA_ASK_S", 0.0)
+    sink = InfluxSink(url=victoria_server.url, bucket="market")
+    await sink.write(batch_of(ticks=[tick(seq=1)]))
+    await sink.write(batch_of(ticks=[tick(seq=2)]))
+    second = int(time.time())
+    await asyncio.to_thread(wait_until, lambda: time.time() >= second + 1, "it can start in another second")
+    await asyncio.to_thread(victoria_server.kill)
+    await asyncio.to_thread(victoria_server.start)
+    await sink.aclose()  # the next request opens a connection of its own
+    with pytest.raises(SinkUnavailable, match="restarted"):
+        await sink.write(batch_of(ticks=[tick(seq=3)]))
+    await sink.write(batch_of(ticks=[tick(seq=3)]))
     await sink.aclose()
 
 

@@ -63,6 +63,26 @@ def test_victoria_metrics_holds_every_number(tmp_path: Path) -> None:
         _assert_victoria(victoria, sent)
 
 
+def test_victoria_metrics_killed_and_back_at_once_costs_nothing(tmp_path: Path) -> None:
+    """What it acknowledged and lost comes again: after a restart that no request noticed, and after our own stop."""
+    data, log = tmp_path / "data", tmp_path / "sent.log"
+    with victoria_metrics(tmp_path / "victoria", "-dedup.minScrapeInterval=1ms") as victoria:
+        with simulator(tmp_path, *MARKET, "--log", str(log)) as (url, simulated):
+            environ = environ_for(url, data, INFLUX_URL=victoria.url, **INFLUX)
+            with recorder(tmp_path, environ) as recording:
+                wait_until(lambda: _cursor(data, "influx") >= 20, "it has the first rows")
+                victoria.kill()
+                victoria.start()
+                reached = stats(data)["last_seq"]
+                wait_until(lambda: _cursor(data, "influx") >= reached + 20, "it has further rows")
+                assert simulated.stop() == 0
+                assert recording.stop() == 0, recording.said()
+        victoria.kill()
+        victoria.start()
+        assert call("run", "--duration", "1", environ=environ, folder=tmp_path).returncode == 0
+        _assert_victoria(victoria, oracle.logged_frames(log))
+
+
 def test_an_outage_of_influxdb_costs_nothing(tmp_path: Path) -> None:
     """With influxd killed for a while in mid-run nothing is lost, we are not restarted, and Parquet never waits."""
     data, log = tmp_path / "data", tmp_path / "sent.log"
