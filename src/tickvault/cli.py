@@ -363,21 +363,24 @@ def _until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, _T]]) -> 
         loop = asyncio.get_running_loop()
         this = asyncio.current_task()
         assert this is not None
-        second: list[signal.Signals] = []
+        signals: list[signal.Signals] = []
 
         def asked(which: signal.Signals) -> None:
-            if stopping.is_set():
-                second.append(which)
-                this.cancel()
+            signals.append(which)
             stopping.set()
+            if len(signals) > 1:
+                this.cancel()
 
         for which in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(which, asked, which)
         try:
             return await work(stopping)
         except asyncio.CancelledError:
-            if second:
-                raise typer.Exit(128 + second[0]) from None
+            if len(signals) > 1:
+                render.console(stderr=True).print(
+                    f"ended at once by a second {signals[-1].name}; what was journalled is kept"
+                )
+                raise typer.Exit(128 + signals[-1]) from None
             raise
 
     try:

@@ -87,7 +87,19 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
             recording.process.terminate()
             wait_until(lambda: "feed.stopped" in recording.said(), "it drains")
             assert recording.stop(15) == 143
+            assert "second SIGTERM" in recording.said()
         assert call("journal", "verify", environ=environ, folder=tmp_path).returncode == 0
+
+
+def test_the_end_of_the_duration_is_no_signal(tmp_path: Path) -> None:
+    """A SIGTERM while it drains after --duration is the first one: it goes on draining, and exits 0."""
+    with simulator(tmp_path) as (url, _):
+        data = tmp_path / "data"
+        environ = environ_for(url, data, INFLUX_URL="http://127.0.0.1:9", INFLUX_BUCKET="b", TICKVAULT_SHUTDOWN_S="4")
+        with recorder(tmp_path, environ, "--duration", "1") as recording:
+            wait_until(lambda: "feed.stopped" in recording.said(), "it drains")
+            assert recording.stop(15) == 0
+            assert "wait in the journal for influx" in recording.said()
 
 
 def test_a_rewind_and_a_failed_start_leave_the_ledger_true(tmp_path: Path) -> None:
