@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from tickvault.batching import to_batch
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
-from tickvault.journal import Fact, Journal, JournalReader, Received
+from tickvault.journal import Fact, Journal, Received
 from tickvault.ledger import Ledger
+from tickvault.reading import JournalReader
 from tickvault.rewind import Cursors
 from tickvault.sinks.parquet import FileSystem, ParquetStore
 from tickvault.state import State

@@ -13,8 +13,8 @@ from tickvault.model import SCHEMAS, TABLES, Batch, Gap
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tickvault.journal import Chunk
     from tickvault.ledger import Ledger
+    from tickvault.reading import Chunk
 
 __all__ = ["IST", "gap_rows", "joined", "to_batch"]
 

@@ -20,8 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 import structlog
 import typer
 
-from tickvault import __version__, logs, render, snapshots
-from tickvault import journal as journals
+from tickvault import __version__, logs, render, snapshots, survey
 from tickvault.batching import IST
 from tickvault.datafolder import holder, recorded
 from tickvault.errors import ConfigurationError, Refused, TickvaultError, TokenRefused
@@ -217,8 +216,8 @@ def journal_verify(
 ) -> None:
     """Read every checksum again; name what is damaged; exit 1 if anything is."""
     folder = recorded(_settings(data_dir, config, env_file).data_dir)
-    damaged = list(journals.verify(folder / "journal", running=holder(folder) is not None))
-    frames = journals.stats(folder / "journal").frames
+    damaged = list(survey.verify(folder / "journal", running=holder(folder) is not None))
+    frames = survey.stats(folder / "journal").frames
     if as_json:
         render.dump_json({"ok": not damaged, "frames": frames, "damaged": damaged})
     else:
@@ -246,7 +245,7 @@ def rewind_command(
     cursor = rewind(
         settings,
         sink,
-        lambda folder: journals.last_seq_before(folder.journal, at_ns) if at_ns is not None else to_seq or 0,
+        lambda folder: survey.last_seq_before(folder.journal, at_ns) if at_ns is not None else to_seq or 0,
     )
     typer.echo(f"{sink} is at seq {cursor.seq}; everything after it is delivered again at the next `tickvault run`")
 

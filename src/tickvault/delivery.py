@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 import pyarrow.compute as pc
 import structlog
 
-from tickvault import journal as journals
+from tickvault import survey
 from tickvault.backoff import backoff
 from tickvault.collecting import Collector
 from tickvault.errors import BatchRejected, BatchTooLarge, JournalFull, SinkMisconfigured, SinkUnavailable
-from tickvault.journal import Fact, JournalReader
+from tickvault.journal import Fact
 from tickvault.model import Batch, Rejected
+from tickvault.reading import JournalReader
 from tickvault.state import Notice
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tickvault.intake import Progress
     from tickvault.ledger import Ledger
     from tickvault.model import Sink
+    from tickvault.reading import Chunk
     from tickvault.state import Cursor, State
 
 __all__ = ["Delivery", "Patience"]
@@ -127,7 +129,7 @@ class Delivery:
         while True:
             reader = JournalReader(self._folder, self._cursor.seq)
             try:
-                ledger = await asyncio.to_thread(journals.ledger, self._folder, up_to_seq=self._cursor.seq)
+                ledger = await asyncio.to_thread(survey.ledger, self._folder, up_to_seq=self._cursor.seq)
                 await self._from(reader, ledger)
             except _Restart:
                 continue

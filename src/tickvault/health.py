@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tickvault.journal import Stats
     from tickvault.model import Gap
     from tickvault.state import View
+    from tickvault.survey import Stats
 
 __all__ = ["FeedHealth", "SinkHealth", "Snapshot", "of_files"]
 

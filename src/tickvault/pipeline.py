@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import structlog
 
-from tickvault import __version__, snapshots
-from tickvault import journal as journals
+from tickvault import __version__, snapshots, survey
 from tickvault.brokers.upstox.api import UpstoxApi
 from tickvault.brokers.upstox.feed import Feed
 from tickvault.brokers.upstox.instruments import InstrumentList
@@ -408,7 +407,7 @@ def _reconcile_gaps(folder: DataFolder, journal: Journal, state: State, now_ns: 
     """Bring the state's gaps up to the journal's: what a crash kept from being written, and the `start` just made."""
     gaps: dict[tuple[str, str, int], Gap] = {}
     fold = Ledger()
-    for event in journals.events(folder.journal, KINDS):
+    for event in survey.events(folder.journal, KINDS):
         for gap in fold.apply(event):
             gaps[gap.scope, gap.subject, gap.opened_ns] = gap
     known = {(gap.scope, gap.subject, gap.opened_ns): gap for gap in state.gaps()}

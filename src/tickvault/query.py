@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 import duckdb
 
-from tickvault import journal as journals
+from tickvault import survey
 from tickvault.batching import gap_rows, joined, to_batch
 from tickvault.datafolder import recorded
 from tickvault.errors import JournalDamaged, Refused
 from tickvault.ledger import Ledger
 from tickvault.model import SCHEMAS
+from tickvault.reading import JournalReader
 from tickvault.sinks.parquet import STORED, counting, scan
 from tickvault.state import read_view
 
@@ -82,11 +83,11 @@ def connect(data_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 def _sources(data_dir: Path, parquet: Path) -> _Sources:
     folder = data_dir / "journal"
     view = read_view(data_dir / "state.db")
-    generation = journals.generations(folder).get(_SINK, 0)
+    generation = survey.generations(folder).get(_SINK, 0)
     # State older than the journal's last backward move says nothing about the files that are there now.
     cursors = [one for one in view.cursors if one.sink == _SINK and one.generation >= generation] if view else []
     stored = cursors[0].seq if cursors else 0
-    stats = journals.stats(folder)
+    stats = survey.stats(folder)
     if stats.first_seq > stored + 1 and not (cursors and stats.frames):
         raise _Moved(f"nothing says where frames {stored + 1} to {stats.first_seq - 1} are; the next start finds out")
     recorder_id = stats.recorder_id or (view.recorder_id if view is not None else "")
@@ -94,7 +95,7 @@ def _sources(data_dir: Path, parquet: Path) -> _Sources:
     for file in counting(scan(parquet)):
         if file.table in files and (file.recorder != recorder_id or file.hi <= stored):
             files[file.table].append(str(file.path))
-    if journals.generations(folder).get(_SINK, 0) != generation:
+    if survey.generations(folder).get(_SINK, 0) != generation:
         raise _Moved("the files were rewound")
     tail = _tail(folder, recorder_id, stored, stats.last_seq)
     gaps = gap_rows(view.gaps if view is not None else ())
@@ -104,7 +105,7 @@ def _sources(data_dir: Path, parquet: Path) -> _Sources:
 def _tail(folder: Path, recorder_id: str, after_seq: int, last_seq: int) -> Mapping[str, pa.Table]:
     """Decode the frames behind the cursor, dense to the last one seen."""
     parts: list[Batch] = []
-    reader = journals.JournalReader(folder, after_seq)
+    reader = JournalReader(folder, after_seq)
     try:
         while reader.after_seq < last_seq:
             chunk = reader.read(max_frames=100_000, max_bytes=_TAIL_BYTES)

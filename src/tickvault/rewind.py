@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tickvault.errors import Refused
-from tickvault.journal import Fact, generations
+from tickvault.journal import Fact
 from tickvault.sinks.parquet import boundary
+from tickvault.survey import generations
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -35,6 +35,7 @@ __all__ = [
     "definitions_of",
     "defs_body",
     "full_disk_translated",
+    "is_born",
     "paths",
     "read_events",
     "read_frames",
@@ -49,6 +50,7 @@ __all__ = [
 SCHEMA_VERSION: Final = 1
 MAX_BYTES: Final = 256 * 1024 * 1024  # of one segment: what pruning frees at a time, and what damage can touch
 MAX_FRAMES: Final = 1_000_000
+NO_END: Final = 2**62  # behind every seq
 
 _SCHEMA: Final = """
 CREATE TABLE meta (
@@ -236,6 +238,12 @@ def read_meta(db: sqlite3.Connection) -> Meta | None:
         return None
     row = db.execute("SELECT recorder, first_seq, begun_ns, last_seq, count, crc FROM meta").fetchone()
     return None if row is None else Meta(**dict(zip(Meta.__slots__, row, strict=True)))
+
+
+def is_born(path: Path) -> bool:
+    """Tell whether a segment has its meta; without, a crash left it and nothing is in it."""
+    with closing(reader(path)) as db:
+        return read_meta(db) is not None
 
 
 def tail(db: sqlite3.Connection) -> tuple[int | None, int]:

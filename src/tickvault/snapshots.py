@@ -7,8 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tickvault import health
-from tickvault import journal as journals
+from tickvault import health, survey
 from tickvault.datafolder import holder
 from tickvault.state import read_view
 
@@ -28,7 +27,7 @@ def take(data_dir: Path, *, uptime_s: float | None = None, feed: health.FeedHeal
         feed: likewise.
     """
     view = read_view(data_dir / "state.db")
-    stats = journals.stats(data_dir / "journal")
+    stats = survey.stats(data_dir / "journal")
     who = holder(data_dir)
     cursors = view.cursors if view is not None else ()
     return health.of_files(
@@ -37,7 +36,7 @@ def take(data_dir: Path, *, uptime_s: float | None = None, feed: health.FeedHeal
         data_dir=str(data_dir),
         pid=None if who is None else who.pid,
         oldest_undelivered_ns={
-            cursor.sink: journals.received_ns_behind(data_dir / "journal", cursor.seq) for cursor in cursors
+            cursor.sink: survey.received_ns_behind(data_dir / "journal", cursor.seq) for cursor in cursors
         },
         disk_free_bytes=shutil.disk_usage(data_dir).free,
         now_ns=time.time_ns(),

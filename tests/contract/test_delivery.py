@@ -19,13 +19,15 @@ from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.delivery import Delivery, Patience
 from tickvault.errors import BatchRejected, BatchTooLarge, JournalFull, SinkMisconfigured, SinkUnavailable
 from tickvault.intake import Progress
-from tickvault.journal import Fact, Journal, JournalReader, Received, events
+from tickvault.journal import Fact, Journal, Received
 from tickvault.ledger import Ledger
 from tickvault.model import BatchPolicy, Definition
+from tickvault.reading import JournalReader
 from tickvault.rewind import Cursors
 from tickvault.segments import defs_body
 from tickvault.sinks.parquet import FileSystem, ParquetSink, ParquetStore
 from tickvault.state import State
+from tickvault.survey import events
 from tickvault.testing import FlakySink, MemorySink
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from doubles import AT_NS, frames_of
 from tickvault import intake as intakes
 from tickvault.errors import JournalFull
 from tickvault.intake import Intake, Progress
-from tickvault.journal import Fact, Journal, Received, events
+from tickvault.journal import Fact, Journal, Received
 from tickvault.state import State
+from tickvault.survey import events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 import pytest
 from doubles import AT_NS, frames_of, payload, received
 
-from tickvault import journal as journals
-from tickvault import segments, wal
+from tickvault import segments, survey, wal
 from tickvault.errors import JournalDamaged, JournalFull, Refused
-from tickvault.journal import Fact, Journal, JournalReader, Received
+from tickvault.journal import Fact, Journal, Received
 from tickvault.model import Definition
+from tickvault.reading import JournalReader
 from tickvault.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tickvault.journal import Chunk
+    from tickvault.reading import Chunk
 
 
 class Home:
@@ -98,7 +98,7 @@ def test_what_is_appended_is_read_back_byte_for_byte(home: Home) -> None:
     frames = frames_of(home.folder)
     assert [(f.seq, f.conn, f.payload) for f in frames] == [(1, 3, bodies[0]), (2, 4, bodies[1]), (3, 4, bodies[2])]
     assert [f.received_ns for f in frames] == [AT_NS + 5, AT_NS + 6, AT_NS + 7]
-    [closed] = [event for event in journals.events(home.folder, ("conn",)) if event.body["state"] == "closed"]
+    [closed] = [event for event in survey.events(home.folder, ("conn",)) if event.body["state"] == "closed"]
     assert (closed.after_seq, closed.body) == (1, {"conn": 3, "state": "closed"})
 
 
@@ -145,7 +145,7 @@ def test_segments_roll_by_frames_and_by_bytes(home: Home) -> None:
             meta = segments.read_meta(db)
             assert meta is not None
             assert meta.sealed
-    assert list(journals.verify(home.folder, running=True)) == []
+    assert list(survey.verify(home.folder, running=True)) == []
 
 
 def test_facts_behind_the_last_frame_of_a_segment_govern_the_next(home: Home) -> None:
@@ -202,7 +202,7 @@ def test_reopening_goes_on_with_the_next_number(home: Home) -> None:
     home.crash()
     home.open()
     assert home.append(4) == 4
-    starts = list(journals.events(home.folder, ("start",)))
+    starts = list(survey.events(home.folder, ("start",)))
     assert [event.body["clean"] for event in starts] == [False, True, False]
     assert home.seqs() == [1, 2, 3, 4]
 
@@ -244,11 +244,11 @@ def test_a_state_ahead_of_the_journal_makes_it_jump(home: Home) -> None:
     home.crash()
     home.open()
     assert home.append(3) == 51
-    [lost] = journals.events(home.folder, ("lost",))
+    [lost] = survey.events(home.folder, ("lost",))
     assert (lost.body["from"], lost.body["to"]) == (3, 50)
     assert home.seqs() == [1, 2, 51]
     assert home.seqs(10) == [51]
-    assert list(journals.verify(home.folder, running=True)) == []
+    assert list(survey.verify(home.folder, running=True)) == []
 
 
 def test_a_jump_over_an_empty_segment_leaves_readers_a_way(home: Home) -> None:
@@ -265,7 +265,7 @@ def test_a_jump_over_an_empty_segment_leaves_readers_a_way(home: Home) -> None:
     home.open()
     assert home.segments() == [1, 3, 51, 52]
     assert home.seqs() == [1, 2, 51]
-    assert list(journals.verify(home.folder, running=True)) == []
+    assert list(survey.verify(home.folder, running=True)) == []
 
 
 def test_a_segment_set_aside_and_a_lost_state_still_reuse_nothing(home: Home) -> None:
@@ -282,7 +282,7 @@ def test_a_segment_set_aside_and_a_lost_state_still_reuse_nothing(home: Home) ->
     home.open()
     assert home.append(5) > segments.MAX_FRAMES
     assert home.seqs()[:2] == [1, 2]
-    assert list(journals.verify(home.folder, running=True)) == []
+    assert list(survey.verify(home.folder, running=True)) == []
 
 
 def test_definitions_of_a_segment_set_aside_are_found_where_they_were_carried(home: Home) -> None:
@@ -310,7 +310,7 @@ def test_frames_missing_without_a_reason_are_damage(home: Home) -> None:
     db.execute("DELETE FROM frames WHERE seq = 3")
     with pytest.raises(JournalDamaged, match="frames 3 to 3 are missing"):
         home.seqs()
-    assert any("1 frames between 1 and 4 are missing" in line for line in journals.verify(home.folder, running=True))
+    assert any("1 frames between 1 and 4 are missing" in line for line in survey.verify(home.folder, running=True))
 
 
 def test_a_clock_set_back_is_believed_and_journalled(home: Home) -> None:
@@ -320,13 +320,13 @@ def test_a_clock_set_back_is_believed_and_journalled(home: Home) -> None:
     home.journal.append([Received(AT_NS - 3600 * second, 1, b"c"), Received(AT_NS - 3599 * second, 1, b"d")])
     times = [frame.received_ns for frame in frames_of(home.folder)]
     assert times == [AT_NS, AT_NS + 1, AT_NS - 3600 * second, AT_NS - 3599 * second]
-    [step] = journals.events(home.folder, ("clock_step",))
+    [step] = survey.events(home.folder, ("clock_step",))
     assert (step.after_seq, step.body) == (2, {"from_ns": AT_NS + 1, "to_ns": AT_NS - 3600 * second})
     home.crash()
     home.wall_ns = AT_NS - 3598 * second
     home.open()
     home.journal.append([Received(home.wall_ns, 1, b"e")])
-    assert len(list(journals.events(home.folder, ("clock_step",)))) == 1
+    assert len(list(survey.events(home.folder, ("clock_step",)))) == 1
 
 
 def test_a_full_disk_writes_nothing_and_the_same_call_works_later(home: Home) -> None:
@@ -341,7 +341,7 @@ def test_a_full_disk_writes_nothing_and_the_same_call_works_later(home: Home) ->
         with pytest.raises(JournalFull):
             home.journal.append(items)
         assert home.seqs() == [1]
-        assert list(journals.events(home.folder, ("defs",))) == []
+        assert list(survey.events(home.folder, ("defs",))) == []
     db.execute("PRAGMA max_page_count = 1000000")
     assert home.journal.append(items).last_seq == 10
     assert home.seqs() == list(range(1, 11))
@@ -439,7 +439,7 @@ def test_a_file_that_is_no_database_is_damage_and_is_left_alone(home: Home) -> N
         Journal.open(home.folder, state)
     state.close()
     assert path.read_bytes().startswith(b"garbage")
-    assert any("not a database" in line for line in journals.verify(home.folder, running=False))
+    assert any("not a database" in line for line in survey.verify(home.folder, running=False))
 
 
 def test_stats_and_look_ups_by_time(home: Home) -> None:
@@ -447,12 +447,12 @@ def test_stats_and_look_ups_by_time(home: Home) -> None:
     home.journal.max_segment_frames = 2
     for number in range(1, 6):
         home.append(number)
-    stats = journals.stats(home.folder)
+    stats = survey.stats(home.folder)
     assert (stats.frames, stats.first_seq, stats.last_seq, stats.segments) == (5, 1, 5, 3)
     assert stats.last_ns == AT_NS + 5_000_000
-    assert journals.last_seq_before(home.folder, AT_NS + 3_000_000) == 2
-    assert journals.received_ns_behind(home.folder, 4) == AT_NS + 5_000_000
-    assert journals.received_ns_behind(home.folder, 5) is None
+    assert survey.last_seq_before(home.folder, AT_NS + 3_000_000) == 2
+    assert survey.received_ns_behind(home.folder, 4) == AT_NS + 5_000_000
+    assert survey.received_ns_behind(home.folder, 5) is None
 
 
 # -- killed processes
@@ -502,7 +502,7 @@ def test_every_acknowledged_frame_survives_kill_9(tmp_path: Path, segment_frames
         seqs = home.seqs()
         assert seqs == list(range(1, before + 1))
         assert len(seqs) >= acknowledged
-        assert list(journals.verify(home.folder, running=True)) == []
+        assert list(survey.verify(home.folder, running=True)) == []
         assert home.append(1) == before + 1
         home.crash()
 
@@ -549,7 +549,7 @@ def test_a_damaged_log_stops_the_start_and_nothing_is_touched(tmp_path: Path) ->
     with pytest.raises(JournalDamaged, match="nothing was touched"):
         Journal.open(tmp_path / "journal", state)
     assert log.read_bytes() == bytes(body)
-    assert any("fails its checksum" in line for line in journals.verify(tmp_path / "journal", running=False))
+    assert any("fails its checksum" in line for line in survey.verify(tmp_path / "journal", running=False))
     state.close()
 
 

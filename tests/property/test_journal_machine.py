@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tickvault import journal as journals
-from tickvault.journal import Fact, Journal, JournalReader, Received
+from tickvault import survey
+from tickvault.journal import Fact, Journal, Received
 from tickvault.model import Definition
+from tickvault.reading import JournalReader
 from tickvault.rewind import Cursors
 from tickvault.segments import defs_body
 from tickvault.state import State
@@ -75,7 +76,7 @@ class Machine(RuleBasedStateMachine):
         self.close(cleanly=cleanly)
         self.open()
         assert self.journal.last_seq == len(self.model)
-        starts = list(journals.events(self.path / "journal", ("start",)))
+        starts = list(survey.events(self.path / "journal", ("start",)))
         assert starts[-1].body["clean"] == cleanly
 
     @rule()
@@ -128,7 +129,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "journal"):
-            assert list(journals.verify(self.path / "journal", running=True)) == []
+            assert list(survey.verify(self.path / "journal", running=True)) == []
             self.close(cleanly=False)
             shutil.rmtree(self.path)
 

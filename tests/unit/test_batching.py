@@ -9,9 +9,9 @@ from doubles import AT_MS, AT_NS, DAY_MS, payload
 
 from tickvault.batching import gap_rows, joined, to_batch
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
-from tickvault.journal import Chunk
 from tickvault.ledger import Ledger
 from tickvault.model import SCHEMAS, Definition, Event, Frame, Gap
+from tickvault.reading import Chunk
 
 TODAY = dt.date(2026, 9, 1)
 

@@ -1,0 +1,175 @@
+"""Reads a journal's entries in order, from a cursor on, across segments; also while a recorder writes to it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tickvault import segments
+from tickvault.errors import JournalDamaged
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from tickvault.model import Definition, Event, Frame
+
+__all__ = ["Chunk", "JournalReader"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A run of journal entries under one set of definitions.
+
+    Attributes:
+        lo: first seq covered; `hi` the last. Frames are dense between them but for `lost` ranges.
+        events: in force at frames of this run, from before `lo` on.
+        definitions: instrument key → definition in force.
+        changed: definitions that came into force at `lo`.
+    """
+
+    lo: int
+    hi: int
+    frames: tuple[Frame, ...]
+    events: tuple[Event, ...]
+    definitions: Mapping[str, Definition]
+    changed: tuple[Definition, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the payloads."""
+        return sum(len(frame.payload) for frame in self.frames)
+
+
+class JournalReader:
+    """Reads entries in order, from a cursor on, across segments; one thread at a time.
+
+    A reader leaves a segment only when it is sealed and read to its end.
+    """
+
+    def __init__(self, folder: Path, after_seq: int) -> None:
+        self._folder = folder
+        self._after_seq = after_seq
+        self._lock = threading.Lock()  # a cancelled task closes while its last read still runs in a thread
+        self._path: Path | None = None
+        self._db: sqlite3.Connection | None = None
+        self._trailing: list[Event] = []  # events behind the last frame of the segment just left
+        self._definitions: dict[str, Definition] = {}
+
+    @property
+    def after_seq(self) -> int:
+        """The seq behind which the next chunk begins."""
+        return self._after_seq
+
+    def read(self, *, max_frames: int, max_bytes: int) -> Chunk | None:
+        """Return the next run of entries, None if there is no further frame yet.
+
+        Raises:
+            JournalDamaged: an entry fails its check, or frames are missing without a `lost` event.
+        """
+        with self._lock:
+            return self._read(max_frames, max_bytes)
+
+    def _read(self, max_frames: int, max_bytes: int) -> Chunk | None:
+        while True:
+            if self._db is None and not self._enter():
+                return None
+            assert self._db is not None
+            self._db.execute("BEGIN")  # frames and events from one state of the file
+            try:
+                chunk = self._read_here(max_frames, max_bytes)
+                sealed = chunk is None and self._finished()
+            finally:
+                self._db.execute("COMMIT")
+            if chunk is not None:
+                return chunk
+            if not sealed or not self._leave():
+                return None
+
+    def close(self) -> None:
+        """Close the connection; waits for a read that is under way."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def _enter(self) -> bool:
+        """Open the segment that the last frame read is in, or the oldest; False if there is none yet."""
+        paths = segments.paths(self._folder)
+        # Events behind a segment's last frame govern the first frame of the next one: begin where the cursor stands.
+        path = next((path for path in reversed(paths) if int(path.stem) <= self._after_seq), next(iter(paths), None))
+        if path is None or not segments.is_born(path):
+            return False
+        self._path, self._db = path, segments.reader(path)
+        self._definitions = {}
+        events = segments.read_events(self._db, after_seq=0, up_to_seq=self._after_seq + 1, kinds=("defs",))
+        for event in events:
+            if event.body.get("carried") or event.after_seq < self._after_seq:
+                self._definitions |= {one.instrument_key: one for one in segments.definitions_of(event)}
+        return True
+
+    def _leave(self) -> bool:
+        """Go to the segment behind a finished one; False if there is none yet."""
+        assert self._path is not None
+        behind = [path for path in segments.paths(self._folder) if int(path.stem) > int(self._path.stem)]
+        if not behind or not segments.is_born(behind[0]):
+            return False
+        assert self._db is not None
+        self._trailing += segments.read_events(self._db, after_seq=self._after_seq, up_to_seq=segments.NO_END)
+        self._close()
+        self._path, self._db = behind[0], segments.reader(behind[0])
+        return True
+
+    def _finished(self) -> bool:
+        assert self._db is not None
+        meta = segments.read_meta(self._db)
+        return meta is not None and meta.sealed and (not meta.count or (meta.last_seq or 0) <= self._after_seq)
+
+    def _read_here(self, max_frames: int, max_bytes: int) -> Chunk | None:
+        assert self._db is not None
+        frames = segments.read_frames(self._db, self._after_seq, max_frames=max_frames, max_bytes=max_bytes)
+        if not frames:
+            return None
+        lo = self._after_seq + 1
+        here = segments.read_events(self._db, after_seq=self._after_seq, up_to_seq=frames[-1].seq)
+        for event in here:
+            if event.kind == "defs" and event.body.get("carried"):  # differs only where a segment before it was lost
+                self._definitions |= {one.instrument_key: one for one in segments.definitions_of(event)}
+        events = [event for event in (*self._trailing, *here) if not event.body.get("carried")]
+        later = [event.after_seq for event in events if event.kind == "defs" and event.after_seq >= frames[0].seq]
+        if later:  # definitions change within: this run ends before they do
+            frames = [frame for frame in frames if frame.seq <= later[0]]
+            events = [event for event in events if event.after_seq < frames[-1].seq]
+        self._check_dense(lo, frames, events)
+        changed = [one for event in events if event.kind == "defs" for one in segments.definitions_of(event)]
+        self._definitions |= {one.instrument_key: one for one in changed}
+        self._after_seq = frames[-1].seq
+        self._trailing = []
+        return Chunk(
+            lo=lo,
+            hi=self._after_seq,
+            frames=tuple(frames),
+            events=tuple(events),
+            definitions=dict(self._definitions),
+            changed=tuple(changed),
+        )
+
+    @staticmethod
+    def _check_dense(lo: int, frames: Sequence[Frame], events: Sequence[Event]) -> None:
+        lost = [(event.body["from"], event.body["to"]) for event in events if event.kind == "lost"]
+        expected = lo
+        for frame in frames:
+            while expected != frame.seq:
+                skipped = next((to for begin, to in lost if begin <= expected <= to), None)  # type: ignore[operator]
+                if not isinstance(skipped, int):
+                    raise JournalDamaged(
+                        f"frames {expected} to {frame.seq - 1} are missing from the journal; "
+                        "run `tickvault journal verify` for the extent"
+                    )
+                expected = skipped + 1
+            expected += 1

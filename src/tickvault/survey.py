@@ -1,0 +1,159 @@
+"""What a journal folder holds: counted, verified, looked up; also while a recorder writes to it."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tickvault import segments
+from tickvault.errors import JournalDamaged
+from tickvault.ledger import KINDS, Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from tickvault.model import Event
+
+__all__ = [
+    "Stats",
+    "events",
+    "generations",
+    "last_seq_before",
+    "ledger",
+    "received_ns_behind",
+    "stats",
+    "verify",
+]
+
+
+def events(folder: Path, kinds: Sequence[str], *, up_to_seq: int = segments.NO_END) -> Iterator[Event]:
+    """Yield the events of some kinds that are in force at frame `up_to_seq`, from the oldest segment on."""
+    for path in segments.paths(folder):
+        if int(path.stem) > up_to_seq or not segments.is_born(path):
+            continue
+        with closing(segments.reader(path)) as db:
+            yield from segments.read_events(db, after_seq=0, up_to_seq=up_to_seq, kinds=kinds)
+
+
+def generations(folder: Path) -> dict[str, int]:
+    """Return sink → generation of its last backward move, for those that ever made one."""
+    found = {}
+    for event in events(folder, ("cursor_moved",)):
+        generation = event.body["generation"]
+        assert isinstance(generation, int)
+        found[str(event.body["sink"])] = generation
+    return found
+
+
+def ledger(folder: Path, *, up_to_seq: int = segments.NO_END) -> Ledger:
+    """Fold the ledger up to the events in force at frame `up_to_seq`."""
+    return Ledger(events(folder, KINDS, up_to_seq=up_to_seq))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """What a journal folder holds."""
+
+    recorder_id: str | None
+    frames: int
+    first_seq: int
+    last_seq: int
+    last_ns: int
+    bytes: int
+    segments: int
+
+
+def stats(folder: Path) -> Stats:
+    """Count a journal; also while a recorder writes to it."""
+    recorder_id, frames, first_seq, last_seq, last_ns, size, count = None, 0, 0, 0, 0, 0, 0
+    for path in segments.paths(folder):
+        with closing(segments.reader(path)) as db:
+            meta = segments.read_meta(db)
+            if meta is None:
+                continue
+            seq, segment_ns = segments.tail(db)
+            held = db.execute("SELECT count(*) FROM frames").fetchone()[0] if meta.count is None else meta.count
+        recorder_id, first_seq = meta.recorder, first_seq or meta.first_seq
+        frames, last_seq, last_ns = frames + held, max(last_seq, seq or 0), max(last_ns, segment_ns)
+        count += 1
+        for suffix in ("", "-wal", "-shm"):
+            file = path.with_name(path.name + suffix)
+            size += file.stat().st_size if file.exists() else 0
+    return Stats(
+        recorder_id=recorder_id,
+        frames=frames,
+        first_seq=first_seq,
+        last_seq=last_seq,
+        last_ns=last_ns,
+        bytes=size,
+        segments=count,
+    )
+
+
+def verify(folder: Path, *, running: bool) -> Iterator[str]:
+    """Yield what is damaged or missing, in words; nothing if the journal is whole.
+
+    Args:
+        folder: the journal folder.
+        running: a recorder writes to it: the newest segment's log is then not walked.
+    """
+    paths = segments.paths(folder)
+    for number, path in enumerate(paths):
+        yield from segments.verify(path, walk=not (running and number == len(paths) - 1))
+    previous: int | None = None
+    for path in paths:
+        try:
+            if not segments.is_born(path):
+                continue
+            with closing(segments.reader(path)) as db:
+                lost = segments.read_events(db, after_seq=0, up_to_seq=segments.NO_END, kinds=("lost",))
+                first, last, count = db.execute("SELECT min(seq), max(seq), count(*) FROM frames").fetchone()
+        except (JournalDamaged, sqlite3.DatabaseError):
+            continue  # told above
+        if first is None:
+            continue
+        explained = sum(_lost_within(event, previous + 1 if previous is not None else first, last) for event in lost)
+        begin = previous + 1 if previous is not None else first
+        if last - begin + 1 != count + explained:
+            yield f"{path.name}: {last - begin + 1 - count - explained} frames between {begin} and {last} are missing"
+        previous = last
+
+
+def _lost_within(event: Event, begin: int, end: int) -> int:
+    low, high = event.body["from"], event.body["to"]
+    assert isinstance(low, int)
+    assert isinstance(high, int)
+    return max(0, min(high, end) - max(low, begin) + 1)
+
+
+def received_ns_behind(folder: Path, seq: int) -> int | None:
+    """Return when the first frame behind `seq` was received, None if there is none."""
+    for path in _from(segments.paths(folder), seq):
+        with closing(segments.reader(path)) as db:
+            if segments.read_meta(db) is None:
+                continue
+            row = db.execute("SELECT received_ns FROM frames WHERE seq > ? ORDER BY seq LIMIT 1", (seq,)).fetchone()
+        if row is not None:
+            return int(row[0])
+    return None
+
+
+def last_seq_before(folder: Path, at_ns: int) -> int:
+    """Return the seq of the last frame received before a time; 0 if none was."""
+    found = 0
+    for path in segments.paths(folder):
+        with closing(segments.reader(path)) as db:
+            if segments.read_meta(db) is None:
+                continue
+            row = db.execute("SELECT max(seq) FROM frames WHERE received_ns < ?", (at_ns,)).fetchone()
+        found = max(found, row[0] or 0)
+    return found
+
+
+def _from(paths: Sequence[Path], seq: int) -> Sequence[Path]:
+    """Return the segments that can hold frames behind `seq`."""
+    begin = max((number for number, path in enumerate(paths) if int(path.stem) <= seq), default=0)
+    return paths[begin:]
