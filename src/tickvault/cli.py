@@ -26,6 +26,7 @@ from tickvault.datafolder import holder, recorded
 from tickvault.errors import ConfigurationError, Refused, TickvaultError, TokenRefused
 from tickvault.pipeline import Outcome, Recorder, rewind
 from tickvault.settings import Settings, check_plaintext, load_settings, require_recordable
+from tickvault.state import read_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -216,14 +217,24 @@ def journal_verify(
 ) -> None:
     """Read every checksum again; name what is damaged; exit 1 if anything is."""
     folder = recorded(_settings(data_dir, config, env_file).data_dir)
-    damaged = list(survey.verify(folder / "journal", running=holder(folder) is not None))
-    frames = survey.stats(folder / "journal").frames
+    damaged: list[str] = []
+    head_seq, frames = 0, None
+    try:
+        view = read_view(folder / "state.db")
+        head_seq = view.head_seq if view else 0
+    except Refused as exc:
+        damaged.append(str(exc))
+    damaged += survey.verify(folder / "journal", running=holder(folder) is not None, head_seq=head_seq)
+    with contextlib.suppress(TickvaultError):  # told above
+        frames = survey.stats(folder / "journal").frames
     if as_json:
         render.dump_json({"ok": not damaged, "frames": frames, "damaged": damaged})
     else:
         for one in damaged:
             typer.echo(one)
-        typer.echo(f"{len(damaged)} damaged" if damaged else f"{frames:,} frames, all whole")
+        typer.echo(
+            f"{len(damaged)} found; docs/durability.md says what to do" if damaged else f"{frames:,} frames, all whole"
+        )
     if damaged:
         raise typer.Exit(1)
 

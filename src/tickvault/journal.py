@@ -14,7 +14,6 @@ One thread at a time may call a Journal. Readers have connections of their own: 
 
 from __future__ import annotations
 
-import sqlite3
 import time
 import uuid
 from contextlib import closing, suppress
@@ -29,6 +28,7 @@ from tickvault.model import Event
 from tickvault.segments import NewEvent, NewFrame
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Mapping, Sequence
 
     from tickvault.model import Definition, Gap
@@ -186,7 +186,7 @@ class Journal:
         last_ns, clean, readable = 0, False, 0
         unsealed: list[Path] = []
         for path in paths:
-            with closing(segments.reader(path)) as db:
+            with segments.reading(path) as db:
                 meta = segments.read_meta(db)
                 if meta is None:
                     continue  # unborn; `create` makes it anew
@@ -228,7 +228,7 @@ class Journal:
 
     def _carry_over(self, newest: Path) -> None:
         """Learn the definitions in force and the last connection number from the newest segment."""
-        with closing(segments.reader(newest)) as db:
+        with segments.reading(newest) as db:
             for event in segments.read_events(db, after_seq=0, up_to_seq=segments.NO_END, kinds=("defs", "conn")):
                 if event.kind == "defs":
                     self._learn(event)
@@ -300,16 +300,14 @@ def _unreadable(path: Path) -> str | None:
         return found
     try:
         segments.is_born(path)
-    except sqlite3.OperationalError:
-        raise  # no access, not damage
-    except sqlite3.DatabaseError as exc:
-        return str(exc)
+    except JournalDamaged as exc:
+        return str(exc.__cause__)  # in SQLite's words; the caller names the file
     return None
 
 
 def _recorder_of(paths: Sequence[Path]) -> str | None:
     for path in reversed(paths):
-        with closing(segments.reader(path)) as db:
+        with segments.reading(path) as db:
             meta = segments.read_meta(db)
         if meta is not None:
             return meta.recorder

@@ -60,6 +60,7 @@ def connect(data_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
     Raises:
         Refused: there is nothing recorded there, or it changes faster than it can be read.
+        JournalDamaged: a segment cannot be read, or frames behind the cursor are damaged or missing.
     """
     parquet = recorded(data_dir) / "parquet"
     with _shared_lock(parquet / ".lock"):
@@ -68,6 +69,8 @@ def connect(data_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
                 sources = _sources(data_dir, parquet)
                 break
             except (_Moved, FileNotFoundError, JournalDamaged) as exc:
+                if attempt == _TRIES - 1 and isinstance(exc, JournalDamaged):
+                    raise
                 if attempt == _TRIES - 1:
                     raise Refused(f"the store changed while it was read ({exc}); run the query again") from exc
         db = duckdb.connect(config={"memory_limit": _MEMORY_LIMIT})

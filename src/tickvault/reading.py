@@ -67,7 +67,9 @@ class JournalReader:
         """Return the next run of entries, None if there is no further frame yet.
 
         Raises:
-            JournalDamaged: an entry fails its check, or frames are missing without a `lost` event.
+            JournalDamaged: an entry fails its check, or frames are missing without a `lost` event, or SQLite finds the
+                segment malformed.
+            Refused: a segment may not be read.
         """
         with self._lock:
             return self._read(max_frames, max_bytes)
@@ -77,12 +79,14 @@ class JournalReader:
             if self._db is None and not self._enter():
                 return None
             assert self._db is not None
-            self._db.execute("BEGIN")  # frames and events from one state of the file
-            try:
-                chunk = self._read_here(max_frames, max_bytes)
-                sealed = chunk is None and self._finished()
-            finally:
-                self._db.execute("COMMIT")
+            assert self._path is not None
+            with segments.damage_named(self._path):
+                self._db.execute("BEGIN")  # frames and events from one state of the file
+                try:
+                    chunk = self._read_here(max_frames, max_bytes)
+                    sealed = chunk is None and self._finished()
+                finally:
+                    self._db.execute("COMMIT")
             if chunk is not None:
                 return chunk
             if not sealed or not self._leave():
@@ -105,9 +109,10 @@ class JournalReader:
         path = next((path for path in reversed(paths) if int(path.stem) <= self._after_seq), next(iter(paths), None))
         if path is None or not segments.is_born(path):
             return False
-        self._path, self._db = path, segments.reader(path)
-        self._definitions = {}
-        events = segments.read_events(self._db, after_seq=0, up_to_seq=self._after_seq + 1, kinds=("defs",))
+        with segments.damage_named(path):
+            self._path, self._db = path, segments.reader(path)
+            self._definitions = {}
+            events = segments.read_events(self._db, after_seq=0, up_to_seq=self._after_seq + 1, kinds=("defs",))
         for event in events:
             if event.body.get("carried") or event.after_seq < self._after_seq:
                 self._definitions |= {one.instrument_key: one for one in segments.definitions_of(event)}
@@ -120,9 +125,11 @@ class JournalReader:
         if not behind or not segments.is_born(behind[0]):
             return False
         assert self._db is not None
-        self._trailing += segments.read_events(self._db, after_seq=self._after_seq, up_to_seq=segments.NO_END)
+        with segments.damage_named(self._path):
+            self._trailing += segments.read_events(self._db, after_seq=self._after_seq, up_to_seq=segments.NO_END)
         self._close()
-        self._path, self._db = behind[0], segments.reader(behind[0])
+        with segments.damage_named(behind[0]):
+            self._path, self._db = behind[0], segments.reader(behind[0])
         return True
 
     def _finished(self) -> bool:

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import struct
 import zlib
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -32,6 +32,7 @@ __all__ = [
     "NewFrame",
     "append",
     "create",
+    "damage_named",
     "definitions_of",
     "defs_body",
     "full_disk_translated",
@@ -41,6 +42,7 @@ __all__ = [
     "read_frames",
     "read_meta",
     "reader",
+    "reading",
     "seal",
     "tail",
     "verify",
@@ -69,8 +71,15 @@ CREATE TABLE events (
 _RAW: Final = 0  # codec of a payload stored as received
 _FRAME_HEAD: Final = struct.Struct("<qqqq")
 _FULL: Final = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"})
+# Of our access to a file, not of its content; the part behind an underscore says more.
+_NO_ACCESS: Final = frozenset(
+    {"SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_READONLY", "SQLITE_AUTH", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_NOMEM"}
+)
 _PATIENCE_MS: Final = 500
 _EVENT_HEAD: Final = struct.Struct("<qqq")
+# Damage may turn a value into one of another type, which the table's constraints then do not catch.
+_MISTYPED: Final = (struct.error, TypeError, AttributeError, OverflowError)
+_NO_CRC: Final = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,11 +143,33 @@ class full_disk_translated:  # noqa: N801 - reads as the statement it guards
         pass
 
     def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
-        refused = isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorname in _FULL
+        refused = isinstance(exc, sqlite3.OperationalError) and _error_name(exc) in _FULL
         if refused or (isinstance(exc, OSError) and exc.errno in {errno.ENOSPC, errno.EDQUOT}):
             raise JournalFull(
                 f"no room for the journal or the state ({exc}); free space on the disk that holds the data folder"
             ) from exc
+
+
+class damage_named:  # noqa: N801 - reads as the statement it guards
+    """Turns what SQLite says while a segment is read into JournalDamaged, or Refused, of that segment's path."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
+        if not isinstance(exc, (sqlite3.DatabaseError, UnicodeDecodeError)):  # the second: of a damaged schema's text
+            return
+        name = _error_name(exc)
+        if name in _FULL or "_".join(name.split("_")[:2]) in _NO_ACCESS:
+            raise Refused(f"cannot read {self._path}: {exc}; check its permissions, and the room on its disk") from exc
+        raise JournalDamaged(f"{self._path}: {exc}; `tickvault journal verify` tells what is damaged") from exc
+
+
+def _error_name(exc: Exception) -> str:
+    return getattr(exc, "sqlite_errorname", "")  # Python's own errors have none: text that is not UTF-8
 
 
 def create(
@@ -187,6 +218,18 @@ def reader(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=30)
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a segment for one look at it.
+
+    Raises:
+        JournalDamaged: it is not a database, or SQLite finds it malformed; in the block likewise.
+        Refused: it may not be read.
+    """
+    with damage_named(path), closing(reader(path)) as db:
+        yield db
+
+
 def append(db: sqlite3.Connection, frames: Sequence[NewFrame], events: Sequence[NewEvent]) -> None:
     """Commit frames and events in one transaction: all or nothing, durable on return.
 
@@ -227,32 +270,43 @@ def read_meta(db: sqlite3.Connection) -> Meta | None:
 
     Raises:
         Refused: a newer version of tickvault wrote it.
+        JournalDamaged: its values are not of their types.
     """
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         raise Refused(
-            f"the journal was written by a newer tickvault (version {version}, this one knows {SCHEMA_VERSION}); "
+            f"{_file(db)} was written by a newer tickvault (version {version}, this one knows {SCHEMA_VERSION}); "
             "upgrade this installation, or use another TICKVAULT_DATA_DIR"
         )
     if version == 0:
         return None
     row = db.execute("SELECT recorder, first_seq, begun_ns, last_seq, count, crc FROM meta").fetchone()
-    return None if row is None else Meta(**dict(zip(Meta.__slots__, row, strict=True)))
+    if row is None:
+        return None
+    if not isinstance(row[0], str) or not all(isinstance(value, int) for value in row[1:] if value is not None):
+        raise JournalDamaged(f"{_file(db)}: its meta row is damaged; run `tickvault journal verify`")
+    return Meta(**dict(zip(Meta.__slots__, row, strict=True)))
 
 
 def is_born(path: Path) -> bool:
     """Tell whether a segment has its meta; without, a crash left it and nothing is in it."""
-    with closing(reader(path)) as db:
+    with reading(path) as db:
         return read_meta(db) is not None
 
 
 def tail(db: sqlite3.Connection) -> tuple[int | None, int]:
-    """Return (last seq, time in ns of the last commit) of a segment."""
+    """Return (last seq, time in ns of the last commit) of a segment.
+
+    Raises:
+        JournalDamaged: its values are not of their types.
+    """
     seq, received_ns = db.execute("SELECT seq, received_ns FROM frames ORDER BY seq DESC LIMIT 1").fetchone() or (
         None,
         0,
     )
     event = db.execute("SELECT after_seq, at_ns FROM events ORDER BY id DESC LIMIT 1").fetchone()
+    if not all(isinstance(value, int) for value in (received_ns, *(event or ()))):
+        raise JournalDamaged(f"{_file(db)}: its last rows are damaged; run `tickvault journal verify`")
     behind = event is not None and event[0] >= (seq or 0)
     return seq, event[1] if behind else received_ns
 
@@ -272,7 +326,9 @@ def read_frames(db: sqlite3.Connection, after_seq: int, *, max_frames: int, max_
     with closing(rows):  # an open one would keep its snapshot, and the log could not be emptied
         for seq, received_ns, conn, codec, crc, payload in rows:
             if _frame_crc(seq, received_ns, conn, codec, payload) != crc or codec != _RAW:
-                raise JournalDamaged(f"frame {seq} fails its checksum; run `tickvault journal verify` for the extent")
+                raise JournalDamaged(
+                    f"{_file(db)}: frame {seq} fails its checksum; run `tickvault journal verify` for the extent"
+                )
             if frames and size + len(payload) > max_bytes:
                 break
             size += len(payload)
@@ -293,7 +349,9 @@ def read_events(db: sqlite3.Connection, *, after_seq: int, up_to_seq: int, kinds
     events = []
     for seq, at_ns, boot_ns, kind, body, crc in rows:
         if _event_crc(seq, at_ns, boot_ns, kind, body) != crc:
-            raise JournalDamaged(f"an event after frame {seq} fails its checksum; run `tickvault journal verify`")
+            raise JournalDamaged(
+                f"{_file(db)}: an event after frame {seq} fails its checksum; run `tickvault journal verify`"
+            )
         events.append(Event(after_seq=seq, at_ns=at_ns, boot_ns=boot_ns, kind=kind, body=json.loads(body)))
     return events
 
@@ -327,16 +385,18 @@ def verify(path: Path, *, walk: bool) -> Iterator[str]:
         path: the segment file.
         walk: also walk its log; only for a segment that no process writes to.
     """
-    if walk and (found := wal.damage(path.with_name(path.name + "-wal"))) is not None:
-        yield f"{path.name}: {found}"
     try:
+        if walk and (found := wal.damage(path.with_name(path.name + "-wal"))) is not None:
+            yield f"{path.name}: {found}"
         with closing(reader(path)) as db:
             db.execute("BEGIN")
             meta = read_meta(db)
             if meta is None:
                 return
             yield from _verify_rows(path.name, db, meta)
-    except sqlite3.DatabaseError as exc:
+    except (Refused, JournalDamaged) as exc:
+        yield str(exc)
+    except (sqlite3.DatabaseError, UnicodeDecodeError, OSError) as exc:
         yield f"{path.name}: {exc}"
 
 
@@ -359,6 +419,11 @@ def _verify_rows(name: str, db: sqlite3.Connection, meta: Meta) -> Iterator[str]
         yield f"{name}: the checksums differ from those it was sealed with"
 
 
+def _file(db: sqlite3.Connection) -> str:
+    """Return the path of the segment that is open."""
+    return str(db.execute("PRAGMA database_list").fetchone()[2])
+
+
 def _insert_events(db: sqlite3.Connection, events: Sequence[NewEvent]) -> None:
     db.executemany(
         "INSERT INTO events (after_seq, at_ns, boot_ns, kind, body, crc) VALUES (?, ?, ?, ?, ?, ?)",
@@ -367,16 +432,25 @@ def _insert_events(db: sqlite3.Connection, events: Sequence[NewEvent]) -> None:
 
 
 def _frame_crc(seq: int, received_ns: int, conn: int, codec: int, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(_FRAME_HEAD.pack(seq, received_ns, conn, codec)))
+    try:
+        return zlib.crc32(payload, zlib.crc32(_FRAME_HEAD.pack(seq, received_ns, conn, codec)))
+    except _MISTYPED:
+        return _NO_CRC
 
 
 def _event_crc(after_seq: int, at_ns: int, boot_ns: int, kind: str, body: bytes) -> int:
-    return zlib.crc32(body, zlib.crc32(kind.encode(), zlib.crc32(_EVENT_HEAD.pack(after_seq, at_ns, boot_ns))))
+    try:
+        return zlib.crc32(body, zlib.crc32(kind.encode(), zlib.crc32(_EVENT_HEAD.pack(after_seq, at_ns, boot_ns))))
+    except _MISTYPED:
+        return _NO_CRC
 
 
 def _crc_of_crcs(db: sqlite3.Connection) -> int:
     crc = 0
     for table, key in (("frames", "seq"), ("events", "id")):
         for (one,) in db.execute(f"SELECT crc FROM {table} ORDER BY {key}"):  # noqa: S608 - two constants
-            crc = zlib.crc32(one.to_bytes(4, "little"), crc)
+            try:
+                crc = zlib.crc32(one.to_bytes(4, "little"), crc)
+            except _MISTYPED:
+                return _NO_CRC
     return crc

@@ -159,10 +159,7 @@ class State:
             connection, version, fresh = _connect(path), 0, True
         if version > SCHEMA_VERSION:
             connection.close()
-            raise Refused(
-                f"{path} was written by a newer tickvault (state version {version}, this one knows {SCHEMA_VERSION}); "
-                "upgrade this installation, or use another TICKVAULT_DATA_DIR"
-            )
+            raise _newer(path, version)
         if version == 0:
             fresh = True
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
@@ -388,6 +385,13 @@ class State:
             return int(self._db.execute("SELECT count(*) FROM outbox").fetchone()[0])
 
 
+def _newer(path: Path, version: int) -> Refused:
+    return Refused(
+        f"{path} was written by a newer tickvault (state version {version}, this one knows {SCHEMA_VERSION}); "
+        "upgrade this installation, or use another TICKVAULT_DATA_DIR"
+    )
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
     try:
@@ -456,12 +460,19 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
 
 def read_view(path: Path) -> View | None:
-    """Return the state as of now; None when there is none (a new folder, or a lost file)."""
+    """Return the state as of now; None when there is none (a new folder, or a lost file).
+
+    Raises:
+        Refused: it cannot be read, or a newer version of tickvault wrote it.
+    """
     if not path.exists():
         return None
-    db = open_reader(path)
+    db = None
     try:
+        db = open_reader(path)
         db.execute("BEGIN")
+        if (version := db.execute("PRAGMA user_version").fetchone()[0]) > SCHEMA_VERSION:
+            raise _newer(path, version)
         row = db.execute("SELECT recorder, head_seq, first_seq FROM journal").fetchone()
         if row is None:
             return None
@@ -477,9 +488,11 @@ def read_view(path: Path) -> View | None:
     except sqlite3.DatabaseError as exc:
         if "no such table" in str(exc):
             return None
+        if isinstance(exc, sqlite3.OperationalError):
+            raise Refused(f"cannot read {path}: {exc}; check the folder's permissions and free space") from exc
         raise Refused(
-            f"{path} cannot be read ({exc}); if it is damaged the next `tickvault run` sets it aside and rebuilds it "
-            "from the journal"
+            f"{path} is damaged ({exc}); the next `tickvault run` sets it aside and rebuilds it from the journal"
         ) from exc
     finally:
-        db.close()
+        if db is not None:
+            db.close()

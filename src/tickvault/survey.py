@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tickvault import segments
-from tickvault.errors import JournalDamaged
+from tickvault.errors import JournalDamaged, Refused
 from tickvault.ledger import KINDS, Ledger
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ def events(folder: Path, kinds: Sequence[str], *, up_to_seq: int = segments.NO_E
     for path in segments.paths(folder):
         if int(path.stem) > up_to_seq or not segments.is_born(path):
             continue
-        with closing(segments.reader(path)) as db:
+        with segments.reading(path) as db:
             yield from segments.read_events(db, after_seq=0, up_to_seq=up_to_seq, kinds=kinds)
 
 
@@ -70,7 +68,7 @@ def stats(folder: Path) -> Stats:
     """Count a journal; also while a recorder writes to it."""
     recorder_id, frames, first_seq, last_seq, last_ns, size, count = None, 0, 0, 0, 0, 0, 0
     for path in segments.paths(folder):
-        with closing(segments.reader(path)) as db:
+        with segments.reading(path) as db:
             meta = segments.read_meta(db)
             if meta is None:
                 continue
@@ -93,33 +91,37 @@ def stats(folder: Path) -> Stats:
     )
 
 
-def verify(folder: Path, *, running: bool) -> Iterator[str]:
+def verify(folder: Path, *, running: bool, head_seq: int = 0) -> Iterator[str]:
     """Yield what is damaged or missing, in words; nothing if the journal is whole.
 
     Args:
         folder: the journal folder.
         running: a recorder writes to it: the newest segment's log is then not walked.
+        head_seq: the last seq that is known to have been journalled, taken before this is called; 0 if nothing is known.
     """
     paths = segments.paths(folder)
     for number, path in enumerate(paths):
         yield from segments.verify(path, walk=not (running and number == len(paths) - 1))
-    previous: int | None = None
+    previous, unread = None, False
     for path in paths:
         try:
-            if not segments.is_born(path):
-                continue
-            with closing(segments.reader(path)) as db:
+            with segments.reading(path) as db:
+                if segments.read_meta(db) is None:
+                    continue
                 lost = segments.read_events(db, after_seq=0, up_to_seq=segments.NO_END, kinds=("lost",))
                 first, last, count = db.execute("SELECT min(seq), max(seq), count(*) FROM frames").fetchone()
-        except (JournalDamaged, sqlite3.DatabaseError):
-            continue  # told above
+        except (JournalDamaged, Refused):
+            unread = True  # told above
+            continue
         if first is None:
             continue
-        explained = sum(_lost_within(event, previous + 1 if previous is not None else first, last) for event in lost)
-        begin = previous + 1 if previous is not None else first
+        begin = int(path.stem) if previous is None else previous + 1
+        explained = sum(_lost_within(event, begin, last) for event in lost)
         if last - begin + 1 != count + explained:
             yield f"{path.name}: {last - begin + 1 - count - explained} frames between {begin} and {last} are missing"
-        previous = last
+        previous, unread = last, False
+    if not unread and (previous or 0) < head_seq:
+        yield f"frames {(previous or 0) + 1} to {head_seq} are missing: state.db knows of them"
 
 
 def _lost_within(event: Event, begin: int, end: int) -> int:
@@ -132,12 +134,12 @@ def _lost_within(event: Event, begin: int, end: int) -> int:
 def received_ns_behind(folder: Path, seq: int) -> int | None:
     """Return when the first frame behind `seq` was received, None if there is none."""
     for path in _from(segments.paths(folder), seq):
-        with closing(segments.reader(path)) as db:
+        with segments.reading(path) as db:
             if segments.read_meta(db) is None:
                 continue
             row = db.execute("SELECT received_ns FROM frames WHERE seq > ? ORDER BY seq LIMIT 1", (seq,)).fetchone()
         if row is not None:
-            return int(row[0])
+            return row[0] if isinstance(row[0], int) else 0  # damage; who reads the frame finds out
     return None
 
 
@@ -145,7 +147,7 @@ def last_seq_before(folder: Path, at_ns: int) -> int:
     """Return the seq of the last frame received before a time; 0 if none was."""
     found = 0
     for path in segments.paths(folder):
-        with closing(segments.reader(path)) as db:
+        with segments.reading(path) as db:
             if segments.read_meta(db) is None:
                 continue
             row = db.execute("SELECT max(seq) FROM frames WHERE received_ns < ?", (at_ns,)).fetchone()

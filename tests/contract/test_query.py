@@ -10,7 +10,7 @@ from doubles import AT_MS, Vault, payload, received
 
 from tickvault import query
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
-from tickvault.errors import Refused
+from tickvault.errors import JournalDamaged, Refused
 from tickvault.journal import Fact
 from tickvault.model import SCHEMAS, Definition, Gap
 from tickvault.segments import defs_body
@@ -95,17 +95,17 @@ def test_frames_that_nobody_has_are_a_refusal_not_a_short_answer(vault: Vault) -
         vault.append(2)
     vault.drop()
     (vault.folder / "0000000000000001.db").unlink()
-    with pytest.raises(Refused, match="run the query again"):
+    with pytest.raises(JournalDamaged, match="frames 1 to 2 are missing"):
         seqs(vault)
 
 
 def test_a_damaged_frame_in_the_tail_is_a_refusal(vault: Vault) -> None:
-    """Damaged bytes are never served."""
+    """Damaged bytes are never served; the segment is named."""
     vault.append(3)
     db = vault.journal._db
     assert db is not None
     db.execute("UPDATE frames SET payload = x'00' WHERE seq = 2")
-    with pytest.raises(Refused, match="frame 2 fails its checksum"):
+    with pytest.raises(JournalDamaged, match=r"0000000000000001\.db: frame 2 fails its checksum"):
         seqs(vault)
 
 
