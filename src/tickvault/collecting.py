@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tickvault.intake import Progress
-    from tickvault.journal import Chunk, JournalReader
     from tickvault.ledger import Ledger
     from tickvault.model import Batch, BatchPolicy
+    from tickvault.reading import Chunk, JournalReader
 
 __all__ = ["Collector"]
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from tickvault.intake import Progress
     from tickvault.ledger import Ledger
     from tickvault.model import Sink
-    from tickvault.reading import Chunk
     from tickvault.state import Cursor, State
 
 __all__ = ["Delivery", "Patience"]
