@@ -77,7 +77,7 @@ def test_the_development_compose_environment_starts_unchanged(tmp_path: Path) ->
             "ACCESS_TOKEN": "a-real-token",
             "UPSTOX_API_URL": url,
             "UPSTOX_INSTRUMENTS_URL": "off",
-            "TICKVAULT_SHUTDOWN_S": "1",
+            "TICKVAULT_SHUTDOWN_S": "5",  # InfluxDB uses it up; Parquet has to be done within it
         }
         with recorder(tmp_path, environ) as recording:
             wait_until(lambda: stats(tmp_path / "data")["last_seq"] > 3, "it records")
