@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import datetime as dt
+import email.utils
+import re
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from random import Random
 
-__all__ = ["backoff"]
+__all__ = ["backoff", "retry_after_s"]
+
+# A server whose clock or proxy is wrong must not silence us for days.
+_LONGEST_WAIT_S: Final = 3600.0
 
 
 def backoff(random: Random, *, first_s: float, cap_s: float) -> Iterator[float]:
@@ -21,3 +27,18 @@ def backoff(random: Random, *, first_s: float, cap_s: float) -> Iterator[float]:
     while True:
         yield random.uniform(ceiling_s / 2.0, ceiling_s)
         ceiling_s = min(ceiling_s * 2.0, cap_s)
+
+
+def retry_after_s(value: str, now: dt.datetime) -> float | None:
+    """Return the seconds a Retry-After header asks for, given as seconds or as an HTTP date; None if it is neither.
+
+    An hour is the longest wait that is believed.
+    """
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", value.strip()):
+        return min(_LONGEST_WAIT_S, float(value))
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    aware = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
+    return min(_LONGEST_WAIT_S, max(0.0, (aware - now).total_seconds()))

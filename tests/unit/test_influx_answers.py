@@ -7,9 +7,10 @@ import datetime as dt
 import pytest
 from servers import batch_of, tick
 
+from tickvault.backoff import retry_after_s
 from tickvault.errors import BatchRejected, BatchTooLarge, ConfigurationError, SinkMisconfigured, SinkUnavailable
 from tickvault.sinks.influx import InfluxSink
-from tickvault.sinks.influx_answers import Answer, judge, named_rows, retry_after_s
+from tickvault.sinks.influx_answers import Answer, judge, named_rows
 from tickvault.sinks.lineprotocol import Lines, encode_tickvault
 
 NOW = dt.datetime(2026, 9, 1, 9, 15, tzinfo=dt.UTC)

@@ -6,8 +6,6 @@ message is one bounded line with the operator's next step.
 
 from __future__ import annotations
 
-import datetime as dt
-import email.utils
 import json
 import re
 from dataclasses import dataclass, field
@@ -15,9 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from yarl import URL
 
+from tickvault.backoff import retry_after_s
 from tickvault.errors import BatchRejected, BatchTooLarge, SinkError, SinkMisconfigured, SinkUnavailable
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Mapping
 
     from tickvault.sinks.lineprotocol import Lines
@@ -28,14 +28,11 @@ __all__ = [
     "judge",
     "misses_database",
     "named_rows",
-    "retry_after_s",
     "version_of",
     "words",
 ]
 
 _MAX_WORDS_CHARS: Final = 300
-# A server whose clock or proxy is wrong must not silence the sink for days.
-_LONGEST_WAIT_S: Final = 3600.0
 
 _ACCEPTED: Final = frozenset({200, 201, 202, 204, 206, 207, 208})
 _OVERLOADED: Final = frozenset({408, 425, 429})
@@ -101,21 +98,6 @@ def judge(answer: Answer, shown: str, now: dt.datetime) -> SinkError | None:
     if status in _OVERLOADED or status in _ROWS_REFUSED or status >= 500 or status < 300:
         return SinkUnavailable(message, retry_after_s=retry_after_s(answer.headers.get("Retry-After", ""), now))
     return SinkMisconfigured(f"{message}; {_NEXT_STEP.get(status, 'check INFLUX_URL')}")
-
-
-def retry_after_s(value: str, now: dt.datetime) -> float | None:
-    """Return the seconds a Retry-After header asks for, given as seconds or as an HTTP date; None if it is neither.
-
-    An hour is the longest wait that is believed.
-    """
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", value.strip()):
-        return min(_LONGEST_WAIT_S, float(value))
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    aware = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
-    return min(_LONGEST_WAIT_S, max(0.0, (aware - now).total_seconds()))
 
 
 def _redirect(answer: Answer) -> str:
