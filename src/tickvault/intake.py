@@ -20,7 +20,7 @@ from tickvault.journal import Fact, Received, boot_id
 from tickvault.state import Notice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Executor
 
     from tickvault.journal import Committed, Journal
@@ -177,7 +177,9 @@ def commit(journal: Journal, state: State, items: Sequence[Received | Fact]) -> 
     """Append to the journal and bring the gap ledger and its events up to date; in the journal's thread."""
     committed = journal.append(items)
     if committed.gaps:
-        notices = gap_notices(committed.gaps, recorder_id=journal.recorder_id, seq=committed.last_seq)
+        notices = gap_notices(
+            committed.gaps, known=state.gaps(), recorder_id=journal.recorder_id, seq=committed.last_seq
+        )
         try:
             state.put_gaps(committed.gaps, notices=notices, now_ns=max(_time_of(gap) for gap in committed.gaps))
         except JournalFull as exc:
@@ -186,10 +188,19 @@ def commit(journal: Journal, state: State, items: Sequence[Received | Fact]) -> 
     return committed
 
 
-def gap_notices(gaps: Sequence[Gap], *, recorder_id: str, seq: int) -> list[Notice]:
-    """Return the webhook events of gaps; their ids follow from the gap, so that a repeat is the same event."""
+def gap_notices(gaps: Sequence[Gap], *, known: Iterable[Gap], recorder_id: str, seq: int) -> list[Notice]:
+    """Return the webhook events of gaps, one when each opens and one when it closes.
+
+    Their ids follow from the gap, so that a repeat is the same event. A gap in `known` that only tells more of its cause
+    now is no event: an outage in which the broker fails in changing ways is one.
+    """
     notices = []
+    told = {(gap.scope, gap.subject, gap.opened_ns): gap.closed_ns for gap in known}
     for gap in gaps:
+        key = (gap.scope, gap.subject, gap.opened_ns)
+        if key in told and (told[key] is None) == (gap.closed_ns is None):
+            continue
+        told[key] = gap.closed_ns
         event = "gap.opened" if gap.closed_ns is None else "gap.closed"
         name = f"{recorder_id}:{event}:{gap.scope}:{gap.subject}:{gap.opened_ns}"
         notices.append(

@@ -413,7 +413,7 @@ def _reconcile_gaps(folder: DataFolder, journal: Journal, state: State, now_ns: 
     known = {(gap.scope, gap.subject, gap.opened_ns): gap for gap in state.gaps()}
     changed = [gap for key, gap in gaps.items() if known.get(key) != gap]
     if changed:
-        notices = gap_notices(changed, recorder_id=journal.recorder_id, seq=journal.last_seq)
+        notices = gap_notices(changed, known=known.values(), recorder_id=journal.recorder_id, seq=journal.last_seq)
         state.put_gaps(changed, notices=notices, now_ns=now_ns)
 
 

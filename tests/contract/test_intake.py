@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from tickvault import intake as intakes
 from tickvault.errors import JournalFull
 from tickvault.intake import Intake, Progress
 from tickvault.journal import Fact, Journal, Received
+from tickvault.model import Gap
 from tickvault.state import State
 from tickvault.survey import events
 
@@ -259,14 +261,27 @@ async def test_waiting_for_progress_ends_with_intake() -> None:
 
 def test_the_gap_of_a_notice_gives_it_its_id() -> None:
     """The same gap found again is the same event."""
-    from tickvault.model import Gap
-
     gap = Gap(scope="connection", subject="feed", opened_ns=5, closed_ns=None, reason="r", planned=False, detail="d")
-    [one] = intakes.gap_notices([gap], recorder_id="r", seq=1)
-    [two] = intakes.gap_notices([gap], recorder_id="r", seq=9)
-    [other] = intakes.gap_notices([gap], recorder_id="s", seq=1)
+    [one] = intakes.gap_notices([gap], known=(), recorder_id="r", seq=1)
+    [two] = intakes.gap_notices([gap], known=(), recorder_id="r", seq=9)
+    [other] = intakes.gap_notices([gap], known=(), recorder_id="s", seq=1)
     assert one.id == two.id != other.id
     assert (one.event, one.message) == ("gap.opened", "connection gap: r (d)")
+
+
+def test_a_gap_is_told_of_when_it_opens_and_when_it_closes() -> None:
+    """What is learnt of its cause in between is no event: it would come under an id that has been dealt with."""
+    gap = Gap(scope="connection", subject="feed", opened_ns=5, closed_ns=None, reason="r", planned=False, detail="d")
+    other, closed = replace(gap, detail="another cause"), replace(gap, closed_ns=9)
+
+    def told(gaps: list[Gap], known: list[Gap]) -> list[str]:
+        return [one.event for one in intakes.gap_notices(gaps, known=known, recorder_id="r", seq=1)]
+
+    assert told([gap, other, closed], []) == ["gap.opened", "gap.closed"]
+    assert told([other], [gap]) == []
+    assert told([other, closed], [gap]) == ["gap.closed"]
+    assert told([replace(closed, detail="x")], [closed]) == []
+    assert told([replace(gap, opened_ns=6)], [gap]) == ["gap.opened"]
 
 
 def test_what_is_queued_is_what_is_journalled() -> None:
