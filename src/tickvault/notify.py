@@ -1,21 +1,24 @@
 """The webhook: takes events from the outbox, posts them, and keeps at it until the receiver has taken each one.
 
-An event that fails waits by itself; the others do not queue behind it. `delivery` writes events in the transaction that
-advances a cursor, so none is lost by a crash, and a receiver recognises a repeat by its id.
+Events of one lane (`state.Outgoing.lane`) are told one after the other; the lanes are few, do not wait for one another,
+and each has at most one post under way. Other modules write an event in the transaction of its cause, so none is lost by
+a crash, and a receiver recognises a repeat by its id.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import hashlib
 import hmac
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 import aiohttp
 import structlog
 
-from tickvault.backoff import backoff
+from tickvault.backoff import backoff, retry_after_s
+from tickvault.errors import JournalFull
 
 if TYPE_CHECKING:
     import random
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Notifier"]
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 _log: Final = structlog.get_logger(__name__)
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 _LOOK_S: Final = 0.5  # how often the outbox is looked into; an event waits this long at most
@@ -33,7 +39,12 @@ _NS: Final = 1_000_000_000
 
 
 class Notifier:
-    """Posts what the outbox holds."""
+    """Posts what the outbox holds.
+
+    Attributes:
+        sent: events that were taken.
+        failing: lanes whose event was not taken when it was last tried.
+    """
 
     def __init__(
         self,
@@ -42,55 +53,78 @@ class Notifier:
         *,
         url: str,
         secret: str | None,
+        interval_s: float,
         retry_s: float,
         wall_ns: Callable[[], int],
         rng: random.Random,
     ) -> None:
         self.sent = 0
-        self.failing = False
+        self.failing: set[tuple[str, str]] = set()
         self._state = state
         self._session = session
         self._url = url
         self._secret = secret
         self._retry_s = retry_s
+        self._longest_wait_ns = int(max(interval_s, retry_s) * _NS)
         self._wall_ns = wall_ns
         self._rng = rng
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Post events as they become due until `stopping` is set; then once more whatever is due."""
-        while True:
-            last_look = stopping.is_set()
-            due, _later_ns = await asyncio.to_thread(self._state.due, self._wall_ns())
-            for outgoing in due:
-                await self._send(outgoing)
-            if last_look:
-                return
-            try:
-                async with asyncio.timeout(_LOOK_S):
-                    await stopping.wait()
-            except TimeoutError:
-                continue
+        """Post events as they become due until `stopping` is set; then until none is due or under way.
+
+        A receiver that hangs, or a disk that is full, can hold up the end: the caller gives it a time, then cancels.
+        """
+        sending: dict[tuple[str, str], asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as group:
+            stop = group.create_task(stopping.wait(), name="notify:stopping")
+            while True:
+                last_look = stopping.is_set()
+                for head in await asyncio.to_thread(self._state.heads):
+                    if head.lane not in sending and self._is_due(head):
+                        sending[head.lane] = group.create_task(self._send(head), name="notify:" + ":".join(head.lane))
+                if last_look and not sending:
+                    return
+                awaited = [*sending.values()] if last_look else [stop, *sending.values()]
+                await asyncio.wait(awaited, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                sending = {lane: task for lane, task in sending.items() if not task.done()}
+
+    def _is_due(self, outgoing: Outgoing) -> bool:
+        # A wait longer than any that we impose means that the wall clock was set back.
+        return not 0 < outgoing.not_before_ns - self._wall_ns() <= self._longest_wait_ns
 
     async def _send(self, outgoing: Outgoing) -> None:
-        now_ns = self._wall_ns()
-        pauses = backoff(self._rng, first_s=_FIRST_RETRY_S, cap_s=self._retry_s)
-        pause_s = next(islice(pauses, min(outgoing.attempts, 64), None))
-        retry_at_ns = now_ns + int(pause_s * _NS)
         # More may have been merged into it since it was looked up; what is marked is what is sent.
-        outgoing = await asyncio.to_thread(self._state.mark_attempt, outgoing, now_ns=now_ns, retry_at_ns=retry_at_ns)
-        failure = await self._post(outgoing)
+        outgoing = await self._in_state(self._state.mark_attempt, outgoing)
+        failure, wish_s = await self._post(outgoing)
         if failure is None:
-            await asyncio.to_thread(self._state.delivered, outgoing)
+            await self._in_state(self._state.delivered, outgoing, self._wall_ns())
             self.sent += 1
-            if self.failing:
-                self.failing = False
+            if self.failing == {outgoing.lane}:
                 _log.info("webhook.recovered")
-        elif not self.failing:
-            self.failing = True
+            self.failing.discard(outgoing.lane)
+            return
+        pauses = backoff(self._rng, first_s=_FIRST_RETRY_S, cap_s=self._retry_s)
+        pause_s = next(islice(pauses, min(outgoing.attempts - 1, 64), None))
+        pause_s = min(max(pause_s, wish_s), self._retry_s)
+        if not self.failing:
             _log.warning("webhook.failing", error=failure, event_id=outgoing.id, next_try_s=round(pause_s, 1))
+        self.failing.add(outgoing.lane)
+        await self._in_state(self._state.postpone, outgoing, self._wall_ns() + int(pause_s * _NS))
 
-    async def _post(self, outgoing: Outgoing) -> str | None:
-        """Post one event; return what went wrong, None when it was taken."""
+    async def _in_state(self, change: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Make a change to the state; on a full disk wait for room, and post nothing meanwhile."""
+        told = False
+        while True:
+            try:
+                return await asyncio.to_thread(change, *args, **kwargs)
+            except JournalFull as exc:
+                if not told:
+                    _log.warning("webhook.waits_for_disk", error=str(exc))
+                    told = True
+                await asyncio.sleep(_FIRST_RETRY_S)
+
+    async def _post(self, outgoing: Outgoing) -> tuple[str | None, float]:
+        """Post one event; return what went wrong, None when it was taken, and how long the receiver wants to be left."""
         body = outgoing.body.encode()
         headers = {"Content-Type": "application/json", "X-Tickvault-Event-Id": outgoing.id}
         if self._secret:
@@ -101,7 +135,14 @@ class Notifier:
                 self._url, data=body, headers=headers, timeout=_TIMEOUT, allow_redirects=False
             ) as response:
                 if 200 <= response.status < 300:
-                    return None
-                return f"the receiver answered {response.status}; expected 2xx"
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-            return f"{type(exc).__name__}: the receiver cannot be reached"
+                    return None, 0.0
+                now = dt.datetime.fromtimestamp(self._wall_ns() / _NS, dt.UTC)
+                wish_s = retry_after_s(response.headers.get("Retry-After", ""), now) or 0.0
+                hint = (
+                    "; set TICKVAULT_NOTIFY_URL to the address it redirects to" if response.status // 100 == 3 else ""
+                )
+                return f"the receiver answered {response.status}; expected 2xx{hint}", wish_s
+        except TimeoutError:
+            return f"the receiver did not answer within {_TIMEOUT.total:g} s", 0.0
+        except (aiohttp.ClientError, OSError) as exc:
+            return f"{type(exc).__name__}: the receiver cannot be reached", 0.0

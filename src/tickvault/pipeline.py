@@ -240,6 +240,7 @@ class Recorder:
             stage.session,
             url=notify.url,
             secret=notify.secret.get_secret_value() if notify.secret else None,
+            interval_s=notify.interval_s,
             retry_s=notify.retry_s,
             wall_ns=self._wall_ns,
             rng=self._rng,

@@ -51,8 +51,17 @@ CREATE TABLE gaps (
   scope TEXT NOT NULL, subject TEXT NOT NULL, opened_ns INTEGER NOT NULL, closed_ns INTEGER, reason TEXT NOT NULL,
   planned INTEGER NOT NULL, detail TEXT NOT NULL, PRIMARY KEY (scope, subject, opened_ns)
 ) STRICT;
--- When an event of a kind was last tried, so that data.stored keeps its interval over restarts.
+-- When the receiver last took a sink's data.stored, so that the interval between two holds over restarts.
 CREATE TABLE notified (sink TEXT PRIMARY KEY, at_ns INTEGER NOT NULL) STRICT;
+"""
+# SQLite takes the other columns from the row that min() found. The lanes are those of Outgoing.lane.
+_HEADS: Final = """
+SELECT min(ord), id, event, sink, body, attempts,
+  max(not_before_ns, iif(event = 'data.stored', coalesce(at_ns + :interval_ns, 0), 0))
+FROM outbox LEFT JOIN notified USING (sink)
+WHERE :wanted IS NULL OR event IN (SELECT value FROM json_each(:wanted))
+  OR event || ':' || sink IN (SELECT value FROM json_each(:wanted))
+GROUP BY substr(event, 1, instr(event, '.')), sink ORDER BY min(ord)
 """
 
 
@@ -103,7 +112,11 @@ class Notice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
-    """An event waiting in the outbox; its `body` is the JSON to be posted."""
+    """An event waiting in the outbox; its `body` is the JSON to be posted.
+
+    Attributes:
+        not_before_ns: wall clock; a pause between two tries, or between two data.stored of a sink, lasts until then.
+    """
 
     ord: int
     id: str
@@ -111,6 +124,12 @@ class Outgoing:
     sink: str
     body: str
     attempts: int
+    not_before_ns: int
+
+    @property
+    def lane(self) -> tuple[str, str]:
+        """The family of the event and its sink: what is told in order. A gap's end never overtakes its beginning."""
+        return self.event.partition(".")[0], self.sink
 
 
 class State:
@@ -316,16 +335,11 @@ class State:
         if self._events is not None and not self._events & {notice.event, f"{notice.event}:{notice.sink}"}:
             return
         body = _body(notice, db.execute("SELECT recorder FROM journal").fetchone()[0])
-        not_before_ns = now_ns
-        if notice.event == "data.stored":
-            if self._merge(db, body):
-                return
-            last = db.execute("SELECT at_ns FROM notified WHERE sink = ?", (notice.sink,)).fetchone()
-            if last is not None:
-                not_before_ns = max(now_ns, last[0] + self._notify_interval_ns)
+        if notice.event == "data.stored" and self._merge(db, body):
+            return
         db.execute(
             "INSERT OR IGNORE INTO outbox (id, event, sink, body, not_before_ns, attempts) VALUES (?, ?, ?, ?, ?, 0)",
-            (body["id"], notice.event, notice.sink, json.dumps(body), not_before_ns),
+            (body["id"], notice.event, notice.sink, json.dumps(body), now_ns),
         )
 
     @staticmethod
@@ -350,34 +364,32 @@ class State:
         db.execute("UPDATE outbox SET body = ? WHERE ord = ?", (json.dumps(waiting), row[0]))
         return True
 
-    def due(self, now_ns: int) -> tuple[list[Outgoing], int | None]:
-        """Return the events to send now, oldest first, one a (event, sink), and when the next one will be due."""
+    def heads(self) -> list[Outgoing]:
+        """Return the first event of every lane, oldest first; kinds that are not wanted any more are passed over."""
+        wanted = None if self._events is None else json.dumps(sorted(self._events))
         with self._lock:
-            rows = self._db.execute(
-                "SELECT min(ord), id, event, sink, body, attempts FROM outbox WHERE not_before_ns <= ?"
-                " GROUP BY CASE event WHEN 'data.stored' THEN 'data.stored:' || sink ELSE id END ORDER BY ord LIMIT 100",
-                (now_ns,),
-            ).fetchall()
-            later = self._db.execute(
-                "SELECT min(not_before_ns) FROM outbox WHERE not_before_ns > ?", (now_ns,)
-            ).fetchone()[0]
-        return [Outgoing(ord=r[0], id=r[1], event=r[2], sink=r[3], body=r[4], attempts=r[5]) for r in rows], later
+            rows = self._db.execute(_HEADS, {"interval_ns": self._notify_interval_ns, "wanted": wanted}).fetchall()
+        return [Outgoing(**dict(zip(Outgoing.__slots__, row, strict=True))) for row in rows]
 
-    def mark_attempt(self, outgoing: Outgoing, *, now_ns: int, retry_at_ns: int) -> Outgoing:
+    def mark_attempt(self, outgoing: Outgoing) -> Outgoing:
         """Record that an event is about to be tried, and return it as it is to be sent: its body never changes again."""
         with self._transaction() as db:
             body, attempts = db.execute(
-                "UPDATE outbox SET attempts = attempts + 1, not_before_ns = ? WHERE ord = ? RETURNING body, attempts",
-                (retry_at_ns, outgoing.ord),
+                "UPDATE outbox SET attempts = attempts + 1 WHERE ord = ? RETURNING body, attempts", (outgoing.ord,)
             ).fetchone()
-            if outgoing.event == "data.stored":
-                db.execute("INSERT OR REPLACE INTO notified VALUES (?, ?)", (outgoing.sink, now_ns))
         return replace(outgoing, body=body, attempts=attempts)
 
-    def delivered(self, outgoing: Outgoing) -> None:
-        """Remove an event that its receiver has taken."""
+    def postpone(self, outgoing: Outgoing, not_before_ns: int) -> None:
+        """Record that an event was not taken, and when it is to be tried again."""
+        with self._transaction() as db:
+            db.execute("UPDATE outbox SET not_before_ns = ? WHERE ord = ?", (not_before_ns, outgoing.ord))
+
+    def delivered(self, outgoing: Outgoing, now_ns: int) -> None:
+        """Remove an event that its receiver has taken; the interval until its sink's next data.stored begins."""
         with self._transaction() as db:
             db.execute("DELETE FROM outbox WHERE ord = ?", (outgoing.ord,))
+            if outgoing.event == "data.stored":
+                db.execute("INSERT OR REPLACE INTO notified VALUES (?, ?)", (outgoing.sink, now_ns))
 
     def outbox_count(self) -> int:
         """Return how many events wait."""

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import time
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from structlog.testing import capture_logs
 
 from tickvault import notify
+from tickvault.errors import JournalFull
 from tickvault.notify import Notifier
 from tickvault.state import Notice, State
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 TestServer.__test__ = False  # type: ignore[attr-defined]
 
-Answer = int | str  # a status, or "never"
+Answer = int | str  # a status, "never", or "without an end"
 
 
 class Receiver:
@@ -35,8 +38,12 @@ class Receiver:
         self.answers: dict[str, list[Answer]] = {}
         self.got: list[dict[str, Any]] = []
         self.taken: list[str] = []
+        self.retry_after = ""
         self.headers: list[tuple[Any, bytes]] = []
         self.url = ""
+
+    async def elsewhere(self, _: web.Request) -> web.Response:
+        return web.Response()  # a login page, say
 
     async def handle(self, request: web.Request) -> web.Response:
         raw = await request.read()
@@ -47,10 +54,18 @@ class Receiver:
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if answer == "never":
             await asyncio.sleep(60)
+        if answer == "without an end":
+            response = web.StreamResponse(headers={"Content-Length": "10"})
+            await response.prepare(request)
+            await response.write(b"O")
+            await asyncio.sleep(60)
         assert isinstance(answer, int)
         if answer < 300:
             self.taken.append(body["id"])
-        return web.Response(status=answer, headers={"Location": "/elsewhere"} if 300 <= answer < 400 else {})
+        headers = {"Location": "/elsewhere"} if 300 <= answer < 400 else {}
+        if answer in {429, 503} and self.retry_after:
+            headers["Retry-After"] = self.retry_after
+        return web.Response(status=answer, headers=headers)
 
 
 @pytest.fixture
@@ -58,36 +73,47 @@ async def receiver() -> AsyncIterator[Receiver]:
     receiver = Receiver()
     app = web.Application()
     app.router.add_post("/hook", receiver.handle)
+    app.router.add_route("*", "/elsewhere", receiver.elsewhere)
     async with TestServer(app) as server:
         receiver.url = str(server.make_url("/hook"))
         yield receiver
 
 
 class Outbox:
-    """A state with events in it, and notifiers that run on it."""
+    """A state with events in it, and notifiers that run on it by a clock that can be set."""
 
     def __init__(self, path: Path, url: str) -> None:
         self.path = path / "state.db"
         self.url = url
+        self.set_by_ns = 0
+        self.stopped_at_ns: int | None = None
+        self.interval_s = 0.0
+        self.retry_s = 0.01
         self.open()
 
+    def wall_ns(self) -> int:
+        return self.set_by_ns + (self.stopped_at_ns or time.time_ns())
+
     def open(self) -> None:
-        self.state, _ = State.open(self.path, events=None)
+        self.state, _ = State.open(self.path, notify_interval_ns=int(self.interval_s * 1e9), events=None)
         if self.state.journal() is None:
             self.state.set_journal("r", head_seq=0, first_seq=1)
             self.state.put_cursor("influx", 0)
+
+    def reopen(self, *, interval_s: float = 0.0) -> None:
+        self.interval_s = interval_s
+        self.state.close()
+        self.open()
 
     def put(self, event: str, *, sink: str = "influx", rows: int = 1) -> None:
         notice = Notice(
             event=event, sink=sink, high_water_seq=7, rows=rows, from_ns=1, to_ns=2, message="Data feed has been stored"
         )
-        self.state.put_gaps((), notices=[notice], now_ns=0)
+        self.state.put_gaps((), notices=[notice], now_ns=self.wall_ns())
 
     @contextlib.asynccontextmanager
     async def notifier(self, *, secret: str | None = None) -> AsyncIterator[Notifier]:
         """Run a notifier; on leaving it is told to stop, and looks once more."""
-        import time
-
         stopping = asyncio.Event()
         async with aiohttp.ClientSession() as session:
             notifier = Notifier(
@@ -95,16 +121,20 @@ class Outbox:
                 session,
                 url=self.url,
                 secret=secret,
-                retry_s=0.01,
-                wall_ns=time.time_ns,
+                interval_s=self.interval_s,
+                retry_s=self.retry_s,
+                wall_ns=self.wall_ns,
                 rng=Random(1),
             )
             async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-                group.create_task(notifier.run(stopping))
+                task = group.create_task(notifier.run(stopping))
                 try:
                     yield notifier
                 finally:
                     stopping.set()
+                    # What hangs is given up, as the recorder does when its time to stop is over.
+                    await asyncio.wait([task], timeout=0.5)
+                    task.cancel()
 
 
 @pytest.fixture
@@ -165,7 +195,7 @@ async def test_other_events_do_not_queue_behind_one_that_fails(outbox: Outbox, r
         outbox.put(event)
     async with outbox.notifier() as notifier:
         await until(lambda: notifier.sent == 3)
-        assert notifier.failing or outbox.state.outbox_count() == 1
+        assert notifier.failing == {("sink", "influx")}
     assert outbox.state.outbox_count() == 1
 
 
@@ -187,7 +217,7 @@ async def test_a_receiver_that_is_not_there_is_waited_for(outbox: Outbox, receiv
     good, outbox.url = outbox.url, "http://127.0.0.1:9/hook"
     outbox.put("data.stored")
     async with outbox.notifier() as notifier:
-        await until(lambda: notifier.failing)
+        await until(lambda: bool(notifier.failing))
     assert outbox.state.outbox_count() == 1
     outbox.url = good
     async with outbox.notifier() as notifier:
@@ -218,8 +248,7 @@ async def test_a_kill_between_try_and_receipt_sends_the_same_event_again(outbox:
             task = group.create_task(killed())
             await until(lambda: len(receiver.got) == 1)
             task.cancel()
-    outbox.state.close()
-    outbox.open()
+    outbox.reopen()
     outbox.put("data.stored", rows=50)
     async with outbox.notifier() as notifier:
         await until(lambda: notifier.sent == 2)
@@ -234,3 +263,158 @@ async def test_what_is_due_at_the_end_is_sent_before_the_end(outbox: Outbox, rec
         outbox.put("gap.closed")
     assert notifier.sent == 1
     assert [body["event"] for body in receiver.got] == ["gap.closed"]
+
+
+async def test_an_event_that_hangs_delays_nothing_but_its_own_lane(outbox: Outbox, receiver: Receiver) -> None:
+    """Neither another kind nor another sink waits for it; what is behind it in its lane keeps its place."""
+    receiver.answers["data.stored"] = ["never", 200]
+    outbox.put("data.stored")
+    async with outbox.notifier() as notifier:
+        await until(lambda: len(receiver.got) == 1)
+        for _ in range(3):
+            outbox.put("gap.opened", sink="")
+            outbox.put("gap.closed", sink="")
+        outbox.put("data.stored", rows=50)
+        outbox.put("data.stored", sink="parquet")
+        outbox.put("sink.parked")
+        await until(lambda: notifier.sent == 8)
+        [hanging, *others] = receiver.got
+        assert hanging["rows"] == 1
+        assert [body["event"] for body in others if body["sink"] == ""] == ["gap.opened", "gap.closed"] * 3
+        assert [body["sink"] for body in others if body["event"] == "data.stored"] == ["parquet"]
+    assert outbox.state.outbox_count() == 2
+
+
+async def test_a_gap_is_told_of_in_order_although_its_beginning_was_refused(outbox: Outbox, receiver: Receiver) -> None:
+    """The end waits for the beginning: the last that was told is how things are."""
+    receiver.answers["gap.opened"] = [500, 500, 200]
+    outbox.put("gap.opened", sink="")
+    outbox.put("gap.closed", sink="")
+    async with outbox.notifier() as notifier:
+        await until(lambda: notifier.sent == 2)
+    assert [body["event"] for body in receiver.got] == ["gap.opened"] * 3 + ["gap.closed"]
+
+
+@pytest.mark.parametrize("clock", ["goes on", "is set back"])
+async def test_after_an_outage_two_data_stored_are_an_interval_apart(
+    outbox: Outbox, receiver: Receiver, clock: str
+) -> None:
+    """The tried one and what was stored meanwhile do not go out together; a clock that is set back ends the wait."""
+    outbox.reopen(interval_s=1000)
+    receiver.answers["data.stored"] = [500]
+    outbox.put("data.stored")
+    async with outbox.notifier() as notifier:
+        await until(lambda: bool(notifier.failing))
+        outbox.put("data.stored", rows=90)
+        receiver.answers["data.stored"] = [200]
+        await until(lambda: notifier.sent == 1)
+        outbox.put("data.stored", rows=9)
+    outbox.reopen(interval_s=1000)
+    async with outbox.notifier() as notifier:
+        outbox.put("gap.opened", sink="")
+        await until(lambda: notifier.sent == 1)  # it has looked
+        assert len(receiver.taken) == 2
+        outbox.set_by_ns = {"goes on": 1000 * 10**9, "is set back": -5000 * 10**9}[clock]
+        await until(lambda: notifier.sent == 2)
+    assert [body["rows"] for body in receiver.got if body["id"] == receiver.taken[-1]] == [99]
+
+
+@pytest.mark.parametrize(
+    ("status", "wish", "pause_s"),
+    [(429, "30", 30), (503, "30", 30), (429, "3600", 50), (429, "Thu, 01 Jan 2026 00:00:20 GMT", 20)],
+)
+async def test_a_receiver_is_left_alone_as_long_as_it_asks(
+    outbox: Outbox, receiver: Receiver, status: int, wish: str, pause_s: int
+) -> None:
+    """By seconds or by date, but never longer than the longest pause that is set."""
+    outbox.stopped_at_ns, outbox.retry_s = 1_767_225_600 * 10**9, 50.0  # 2026-01-01T00:00:00Z
+    receiver.answers["data.stored"], receiver.retry_after = [status], wish
+    outbox.put("data.stored")
+    async with outbox.notifier():
+        await until(lambda: outbox.state.heads()[0].not_before_ns == outbox.wall_ns() + pause_s * 10**9)
+
+
+async def test_the_end_of_an_answer_is_not_waited_for(outbox: Outbox, receiver: Receiver) -> None:
+    """The status says that it was taken."""
+    receiver.answers["data.stored"] = ["without an end"]
+    outbox.put("data.stored")
+    async with outbox.notifier() as notifier:
+        await until(lambda: notifier.sent == 1)
+    assert len(receiver.got) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\x00\xff\r\n\r\n",
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 999999 ?\r\n\r\n",
+        b"HTTP/1.1 429 Slow\r\nRetry-After: \xff\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    ],
+)
+async def test_an_answer_that_is_none_is_a_failure(outbox: Outbox, answer: bytes) -> None:
+    """Whatever speaks at that address, the event waits and the recorder goes on."""
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    async with server:
+        outbox.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+        outbox.put("data.stored")
+        async with outbox.notifier() as notifier:
+            await until(lambda: outbox.state.heads()[0].attempts >= 2)
+            assert notifier.sent == 0
+    assert outbox.state.outbox_count() == 1
+
+
+@pytest.mark.parametrize("change", ["mark_attempt", "delivered", "postpone"])
+async def test_a_full_disk_is_waited_for(
+    outbox: Outbox, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """What cannot be written down is neither posted nor posted again, and nothing ends."""
+    monkeypatch.setattr(notify, "_FIRST_RETRY_S", 0.01)
+    real, left = getattr(outbox.state, change), 3
+
+    def full(*args: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise JournalFull("no room")
+        return real(*args)
+
+    monkeypatch.setattr(outbox.state, change, full)
+    receiver.answers["data.stored"] = [500, 200] if change == "postpone" else [200]
+    outbox.put("data.stored")
+    with capture_logs() as logs:
+        async with outbox.notifier() as notifier:
+            await until(lambda: notifier.sent == 1)
+    assert len(receiver.got) == (2 if change == "postpone" else 1)
+    assert [line["event"] for line in logs].count("webhook.waits_for_disk") == 1
+
+
+async def test_failing_is_said_once_however_many_lanes_fail(outbox: Outbox, receiver: Receiver) -> None:
+    """One line when the first event is refused, one when the last that was refused is taken; others do not count."""
+    receiver.answers |= {"gap.opened": [400], "sink.parked": [400]}
+    outbox.put("gap.opened", sink="")
+    outbox.put("sink.parked")
+    with capture_logs() as logs:
+        async with outbox.notifier() as notifier:
+            await until(lambda: len(notifier.failing) == 2)
+            outbox.put("data.stored")
+            await until(lambda: notifier.sent == 1)
+            receiver.answers["gap.opened"] = [200]
+            await until(lambda: notifier.sent == 2)
+            assert [line["event"] for line in logs] == ["webhook.failing"]
+            receiver.answers["sink.parked"] = [200]
+            await until(lambda: notifier.sent == 3)
+    assert [line["event"] for line in logs] == ["webhook.failing", "webhook.recovered"]
+    assert "400; expected 2xx" in logs[0]["error"]

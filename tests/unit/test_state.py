@@ -43,8 +43,8 @@ def advance(state: State, hi: int, **changes: Any) -> bool:
     return state.advance("influx", hi, **{**usual, **changes})
 
 
-def bodies(state: State, now_ns: int = 10**18) -> list[dict[str, Any]]:
-    return [json.loads(one.body) for one in state.due(now_ns)[0]]
+def bodies(state: State) -> list[dict[str, Any]]:
+    return [json.loads(one.body) for one in state.heads()]
 
 
 def count(state: State, table: str) -> int:
@@ -124,42 +124,89 @@ def test_after_a_rewind_the_lower_mark_counts(state: State) -> None:
 
 
 def test_an_event_that_was_tried_never_changes(state: State) -> None:
-    """What comes later is an event of its own, and the tried one is sent again as it was."""
+    """What comes later is an event of its own, behind the tried one, which is sent again as it was."""
     advance(state, 10, notices=[STORED])
-    [first], _ = state.due(10**18)
-    state.mark_attempt(first, now_ns=5, retry_at_ns=6)
+    [first] = state.heads()
+    state.mark_attempt(first)
     advance(state, 20, notices=[STORED])
     assert count(state, "outbox") == 2
-    again = next(one for one in state.due(10**18)[0] if one.id == first.id)
-    assert (again.body, again.attempts) == (first.body, 1)
+    [again] = state.heads()
+    assert (again.id, again.body, again.attempts) == (first.id, first.body, 1)
 
 
 def test_what_is_marked_as_tried_is_what_was_merged_until_then(state: State) -> None:
     """A batch stored between the look into the outbox and the try is told of by that try."""
     advance(state, 10, notices=[STORED])
-    [looked_up], _ = state.due(10**18)
+    [looked_up] = state.heads()
     advance(state, 20, notices=[STORED])
-    to_send = state.mark_attempt(looked_up, now_ns=5, retry_at_ns=6)
+    to_send = state.mark_attempt(looked_up)
     assert json.loads(to_send.body)["rows"] == 10
     assert (to_send.id, to_send.attempts) == (looked_up.id, 1)
 
 
-def test_the_interval_between_events_of_a_sink_holds_over_a_restart(tmp_path: Path) -> None:
-    """The time of the last try is kept; other events do not wait."""
+def test_an_outage_of_hours_leaves_two_events_of_a_sink(state: State) -> None:
+    """The one that was tried, and one that tells of everything since; nothing is missing from the two."""
+    advance(state, 1, notices=[replace(STORED, rows=1)])
+    for hi in range(2, 500):
+        state.mark_attempt(state.heads()[0])
+        advance(state, hi, notices=[replace(STORED, rows=1, high_water_seq=hi)])
+    assert state.outbox_count() == 2
+    [tried] = state.heads()
+    state.delivered(tried, 1000)
+    [rest] = bodies(state)
+    assert (json.loads(tried.body)["rows"] + rest["rows"], rest["high_water_seq"]) == (499, 499)
+
+
+@pytest.mark.parametrize("order", ["stored before it was taken", "stored after it was taken"])
+def test_the_interval_between_events_of_a_sink_holds_over_a_restart(tmp_path: Path, order: str) -> None:
+    """From the moment that one is taken the next one waits, whenever it was stored; other lanes do not wait."""
     state = opened(tmp_path)
     state.put_cursor("influx", 0)
     advance(state, 10, notices=[STORED], now_ns=1000)
-    [first], _ = state.due(1000)
-    state.mark_attempt(first, now_ns=1000, retry_at_ns=2000)
-    state.delivered(first)
+    [first] = state.heads()
+    state.mark_attempt(first)
+    state.postpone(first, 2000)
+    assert state.heads()[0].not_before_ns == 2000
+    if order == "stored before it was taken":
+        advance(state, 20, notices=[STORED], now_ns=1500)
+    state.delivered(first, 3000)
+    if order == "stored after it was taken":
+        advance(state, 20, notices=[STORED], now_ns=3500)
     state.close()
     state = opened(tmp_path)
-    advance(state, 20, notices=[STORED, GAP], now_ns=1500)
-    due, next_ns = state.due(1500)
-    assert ([one.event for one in due], next_ns) == (["gap.opened"], 1000 + INTERVAL_NS)
-    due, _ = state.due(1000 + INTERVAL_NS)
-    assert {one.event for one in due} == {"gap.opened", "data.stored"}
+    advance(state, 20, notices=[replace(STORED, sink="parquet"), GAP], now_ns=3600)
+    waits = {one.lane: one.not_before_ns for one in state.heads()}
+    assert waits == {("data", "influx"): 3000 + INTERVAL_NS, ("data", "parquet"): 3600, ("gap", ""): 3600}
     state.close()
+
+
+def test_events_of_a_lane_are_told_in_order(state: State) -> None:
+    """An end waits for its beginning, whatever its pause; lanes do not wait for one another."""
+    closed = replace(GAP, event="gap.closed", id="gap-1-end")
+    parked, recovered = (replace(STORED, event=f"sink.{word}", rows=0) for word in ("parked", "recovered"))
+    advance(state, 10, notices=[GAP, STORED, closed, parked, recovered])
+    heads = state.heads()
+    assert [one.event for one in heads] == ["gap.opened", "data.stored", "sink.parked"]
+    state.postpone(heads[0], 10**18)
+    state.delivered(heads[2], 5)
+    assert [one.event for one in state.heads()] == ["gap.opened", "data.stored", "sink.recovered"]
+    state.delivered(heads[0], 5)
+    assert [one.event for one in state.heads()] == ["data.stored", "gap.closed", "sink.recovered"]
+
+
+def test_an_event_that_is_not_wanted_any_more_holds_up_none(tmp_path: Path) -> None:
+    """What waits from when more was wanted is passed over, and is there again when it is wanted again."""
+    with closing(opened(tmp_path)) as state:
+        state.put_cursor("influx", 0)
+        advance(state, 10, notices=[GAP, replace(GAP, event="gap.closed", id="end"), STORED])
+    for wanted, heads in (
+        ({"gap.closed"}, ["gap.closed"]),
+        ({"data.stored:influx"}, ["data.stored"]),
+        ({"data.stored:parquet"}, []),
+        (None, ["gap.opened", "data.stored"]),
+    ):
+        with closing(opened(tmp_path, events=wanted and frozenset(wanted))) as state:
+            assert [one.event for one in state.heads()] == heads
 
 
 def test_an_event_with_its_own_id_is_written_once(state: State) -> None:
