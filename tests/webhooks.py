@@ -13,11 +13,20 @@ if TYPE_CHECKING:
 
 
 class Receiver:
-    """Keeps what was posted to it."""
+    """Keeps what was posted to it.
+
+    Attributes:
+        posts: what it took, headers and body.
+        hung: what was posted while `answering` was not set; it never answers these.
+        status: of its answers.
+    """
 
     def __init__(self) -> None:
         self.posts: list[tuple[dict[str, str], bytes]] = []
+        self.hung: list[tuple[dict[str, str], bytes]] = []
         self.status = 200
+        self.answering = threading.Event()
+        self.answering.set()
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Return the bodies of the events of a kind."""
@@ -33,6 +42,11 @@ def receiver(port: int) -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            if not kept.answering.is_set():
+                kept.hung.append((dict(self.headers), body))
+                kept.answering.wait()
+                self.close_connection = True
+                return
             if kept.status == 200:
                 kept.posts.append((dict(self.headers), body))
             self.send_response(kept.status)
@@ -48,6 +62,7 @@ def receiver(port: int) -> Iterator[Receiver]:
     try:
         yield kept
     finally:
+        kept.answering.set()
         server.shutdown()
         server.server_close()
         thread.join()

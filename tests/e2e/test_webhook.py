@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from contextlib import closing
 from typing import TYPE_CHECKING
 
+import pytest
 from programs import environ_for, globbed, recorder, simulator, stats
 from servers import free_ports, influxd, wait_until
 from webhooks import Receiver, receiver
+
+from tickvault.state import open_reader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +58,51 @@ def test_every_stored_row_is_told_of_although_the_receiver_was_away(tmp_path: Pa
         wanted = "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
         assert headers["X-Tickvault-Signature"] == wanted
         assert headers["X-Tickvault-Event-Id"] == json.loads(body)["id"]
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
+def test_what_a_hanging_receiver_did_not_answer_is_told_again_after_a_restart(tmp_path: Path, end: str) -> None:
+    """A receiver that accepts and never answers holds up no end; afterwards the same events come, under their ids."""
+    data, (port,) = tmp_path / "data", free_ports(1)
+    with receiver(port) as kept, simulator(tmp_path, "--instruments", "5") as (url, _):
+        environ = environ_for(
+            url, data, TICKVAULT_NOTIFY_URL=f"http://127.0.0.1:{port}/told", TICKVAULT_NOTIFY_INTERVAL_S="0",
+            TICKVAULT_SHUTDOWN_S="4",
+        )  # fmt: skip
+        kept.answering.clear()
+        with recorder(tmp_path, environ) as recording:
+            wait_until(lambda: bool(kept.hung) and stats(data)["last_seq"] > 5, "frames come, and a post hangs")
+            if end == "SIGTERM":
+                assert recording.stop(within_s=30) == 0
+            else:
+                recording.kill()
+        assert kept.posts == []
+        waiting = _outbox(data)
+        kinds = {json.loads(body)["event"] for body in waiting.values()}
+        assert kinds >= ({"gap.opened", "gap.closed", "data.stored"} if end == "SIGTERM" else {"gap.opened"})
+        hung = {headers["X-Tickvault-Event-Id"]: body for headers, body in kept.hung}
+        assert {name: waiting[name].encode() for name in hung} == hung
+        kept.answering.set()
+        with recorder(tmp_path, environ) as recording:
+            wait_until(lambda: waiting.keys() <= _taken(kept).keys(), "all that waited is told")
+            assert recording.stop() == 0
+    assert {name: _taken(kept)[name] for name in hung} == hung
+    told = [headers["X-Tickvault-Event-Id"] for headers, _ in kept.posts]
+    assert len(set(told)) == len(told)
+    gaps = [
+        event["event"] for event in (json.loads(body) for _, body in kept.posts) if event["event"].startswith("gap")
+    ]
+    assert gaps[:2] == ["gap.opened", "gap.closed"]
+
+
+def _outbox(data: Path) -> dict[str, str]:
+    """Return id → body of what waits."""
+    with closing(open_reader(data / "state.db")) as db:
+        return dict(db.execute("SELECT id, body FROM outbox").fetchall())
+
+
+def _taken(kept: Receiver) -> dict[str, bytes]:
+    return {headers["X-Tickvault-Event-Id"]: body for headers, body in kept.posts}
 
 
 def _cursor(data: Path) -> int:
