@@ -7,6 +7,7 @@
     ├── FeedUnavailable         the broker cannot be reached or closed the feed; try again later
     ├── JournalDamaged          what is stored is not what was written
     ├── JournalFull             no room on the disk; nothing was written
+    │   └── StateHeld           another program holds state.db; nothing has changed
     └── SinkError               raised by a sink's write, each telling delivery what to do
         ├── SinkUnavailable     try the same batch again later
         ├── SinkMisconfigured   alarm, and try slowly: somebody has to mend something
@@ -34,6 +35,7 @@ __all__ = [
     "SinkError",
     "SinkMisconfigured",
     "SinkUnavailable",
+    "StateHeld",
     "TickvaultError",
     "TokenRefused",
 ]
@@ -73,6 +75,10 @@ class JournalDamaged(TickvaultError):
 
 class JournalFull(TickvaultError):
     """The disk has no room for the batch; nothing of it was written."""
+
+
+class StateHeld(JournalFull):
+    """Another program has `state.db` open in a transaction; nothing has changed. Waited for as room on the disk is."""
 
 
 class SinkError(TickvaultError):

@@ -4,7 +4,7 @@ Laws (docs/durability.md):
 * A cursor, the dead letters of its batch and the events that tell of it move in one transaction: the commit point of a
   delivery. `advance` changes nothing when the generation has moved on.
 * Before a batch is first sent, its end is committed as `attempted_seq`: a seq that left the process is never used again.
-* A full disk is JournalFull, and nothing has changed.
+* A full disk is JournalFull, another program that holds the file StateHeld, and nothing has changed.
 * journal_mode=TRUNCATE with synchronous=EXTRA: a committed transaction survives power loss. Losing the file costs
   delivering again, never data.
 """
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Self
 
-from tickvault.errors import Refused
+from tickvault.errors import Refused, StateHeld
 from tickvault.model import Gap
 from tickvault.segments import full_disk_translated
 
@@ -193,13 +193,18 @@ class State:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock, full_disk_translated():
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
                 self._db.execute("COMMIT")
-            except BaseException:
+            except BaseException as exc:
                 if self._db.in_transaction:  # a full disk has rolled back already
                     self._db.execute("ROLLBACK")
+                if getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                    raise StateHeld(
+                        "another program has state.db open in a transaction; nothing is lost, but end that transaction "
+                        "or close the program"
+                    ) from exc
                 raise
 
     # -- the journal's row
@@ -405,7 +410,7 @@ def _newer(path: Path, version: int) -> Refused:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
     try:
         connection.execute("PRAGMA journal_mode = TRUNCATE")
         connection.execute("PRAGMA synchronous = EXTRA")

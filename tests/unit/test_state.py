@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tickvault.errors import JournalFull, Refused
+from tickvault.errors import JournalFull, Refused, StateHeld
 from tickvault.model import Gap, Rejected
 from tickvault.state import Notice, State, read_view
 
@@ -102,6 +102,23 @@ def test_a_full_disk_changes_nothing_and_the_same_call_works_later(state: State)
         assert (state.cursor("influx").seq, count(state, "dead_letters")) == (0, 0)  # type: ignore[union-attr]
     state._db.execute("PRAGMA max_page_count = 100000")
     assert advance(state, 10, dead_letters=large)
+
+
+@pytest.mark.parametrize("hold", ["BEGIN; SELECT * FROM outbox", "BEGIN IMMEDIATE"])
+def test_a_file_held_by_another_program_changes_nothing_and_the_same_call_works_later(
+    state: State, tmp_path: Path, hold: str
+) -> None:
+    """Somebody looks into it with a tool, and forgets: that is waited for like a full disk."""
+    state._db.execute("PRAGMA busy_timeout = 1")
+    with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as tool:
+        for statement in hold.split("; "):
+            tool.execute(statement).fetchall()
+        for _ in range(2):
+            with pytest.raises(StateHeld, match="another program"):
+                advance(state, 10, dead_letters=[DEAD], notices=[STORED])
+            assert (state.cursor("influx").seq, count(state, "dead_letters")) == (0, 0)  # type: ignore[union-attr]
+        assert issubclass(StateHeld, JournalFull)
+    assert advance(state, 10, dead_letters=[DEAD], notices=[STORED])
 
 
 def test_untried_events_of_a_sink_merge_into_one(state: State) -> None:
