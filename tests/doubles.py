@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tickvault.model import Frame
     from tickvault.state import Cursor
 
-AT_MS = 1_788_234_300_000  # 2026-09-01 08:55 IST
+AT_MS = 1_788_234_300_000  # 2026-09-01 09:15 IST
 AT_NS = AT_MS * 1_000_000
 DAY_MS = 86_400_000
 

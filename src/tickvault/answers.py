@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +22,13 @@ __all__ = ["print_answer"]
 _FORMATS: Final = ("table", "csv", "json", "parquet")
 _READING: Final = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)  # SHOW, DESCRIBE, SUMMARIZE: SELECT too
 _SHOWN: Final = 1_000  # rows of a table for people; the other formats have them all
+_AT_A_TIME: Final = 10_000  # rows
+_NUMBERS: Final = re.compile(
+    r"(U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL\(.*\)|BOOLEAN|VARCHAR)"
+)  # plain in a CSV
+_NESTED: Final = re.compile(r".*\[\d*\]|(STRUCT|MAP|UNION)\(.*\)", re.DOTALL)
+# A string as it is, or one of the names that JSON has no number for.
+_NOT_JSON: Final = re.compile(r'("(?:[^"\\]|\\.)*")|-?\b(?:NaN|Infinity)\b')
 
 
 def print_answer(data_dir: Path, sql: str, form: str) -> None:
@@ -30,35 +37,22 @@ def print_answer(data_dir: Path, sql: str, form: str) -> None:
     Raises:
         ConfigurationError: no such format, or SQL that DuckDB does not take.
         Refused: nothing is recorded there; or the answer would be short.
+        JournalDamaged: a part of the journal that the answer needs.
     """
     if form not in _FORMATS:
         raise ConfigurationError(f"--format: expected one of {', '.join(_FORMATS)}, got {form!r}")
+    if form == "parquet" and sys.stdout.isatty():
+        raise Refused("a Parquet file is not for a terminal; redirect it: tickvault query … --format parquet > file")
     with query.connect(data_dir) as db:
         try:
-            _refuse_all_but_a_question(db, sql)
-            if form in {"table", "json"}:
-                _print_rows(db, sql, form)
-                return
-            answer = db.sql(sql).to_arrow_table()
+            _print(_relation(db, _question(db, sql)), form)
         except duckdb.Error as exc:
-            words = " ".join(str(exc).split())
-            raise ConfigurationError(
-                f"the query failed: {words}; the tables are {', '.join(query.VIEWS)} (`DESCRIBE ticks` shows columns)"
-            ) from exc
-    out = sys.stdout.buffer
-    if form == "csv":
-        pacsv.write_csv(_flat(answer), out)
-    elif sys.stdout.isatty():
-        raise Refused("a Parquet file is not for a terminal; redirect it: tickvault query … --format parquet > file")
-    else:
-        sink = pa.BufferOutputStream()
-        pq.write_table(answer, sink, compression="zstd")
-        out.write(sink.getvalue())
-    out.flush()
+            raise ConfigurationError(_explained(exc)) from exc
+    sys.stdout.flush()
 
 
-def _refuse_all_but_a_question(db: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Pass exactly one statement that reads: `query` never writes, and answers all that it was asked.
+def _question(db: duckdb.DuckDBPyConnection, sql: str) -> str:
+    """Return the one statement that reads: `query` never writes, and answers all that it was asked.
 
     Raises:
         ConfigurationError: none, several, or one that writes.
@@ -73,49 +67,78 @@ def _refuse_all_but_a_question(db: duckdb.DuckDBPyConnection, sql: str) -> None:
         raise ConfigurationError(
             f"expected a statement that reads, got {kind.name}; for a file: tickvault query … --format csv > FILE"
         )
+    # The answer is taken as a subquery, where no semicolon may stand. Offsets are of UTF-8.
+    text = sql.encode()
+    ends = (at for at, kind in duckdb.tokenize(sql) if kind == duckdb.token_type.operator and text[at : at + 1] == b";")
+    return text[: next(ends, len(text))].decode()
 
 
-def _print_rows(db: duckdb.DuckDBPyConnection, sql: str, form: str) -> None:
+def _relation(db: duckdb.DuckDBPyConnection, question: str) -> duckdb.DuckDBPyRelation:
+    try:
+        return db.sql(question)
+    except (duckdb.BinderException, duckdb.CatalogException):
+        db.execute(question)  # it fails again, and this time says where
+        raise
+
+
+def _explained(exc: duckdb.Error) -> str:
+    """Return what DuckDB says in one line, and below it the place in the SQL, if it shows one."""
+    words, found, place = str(exc).partition("\nLINE ")
+    told = f"the query failed: {' '.join(words.split())}; the tables are {', '.join(query.VIEWS)} (`DESCRIBE ticks` shows columns)"
+    return f"{told}\nLINE {place.rstrip()}" if found else told
+
+
+def _print(answer: duckdb.DuckDBPyRelation, form: str) -> None:
+    match form:
+        case "table":
+            _print_table(answer)
+        case "json":
+            lines = answer.set_alias("answer").project("to_json(answer)::VARCHAR")
+            for batch in lines.to_arrow_reader(_AT_A_TIME):
+                for line in batch.column(0).to_pylist():
+                    print(_json(line))  # noqa: T201 - the command's output
+        case "csv":
+            _print_csv(answer)
+        case _:
+            sink = pa.BufferOutputStream()
+            pq.write_table(answer.to_arrow_table(), sink, compression="zstd")
+            sys.stdout.buffer.write(sink.getvalue())
+
+
+def _print_table(answer: duckdb.DuckDBPyRelation) -> None:
     """Print rows as DuckDB writes its values, so that times show in the session's zone."""
-    if not _is_select(sql):
-        rows = db.execute(sql).fetchall()
-        names = [column[0] for column in db.description or ()]
-        _show(names, rows, len(rows), form)
+    texts = answer.project("COLUMNS(*)::VARCHAR")
+    if not sys.stdout.isatty():
+        render.rows(answer.columns, texts.fetchall())
         return
-    db.execute(f"CREATE TEMP TABLE answer AS {sql.rstrip().rstrip(';')}")
-    names = [row[0] for row in db.execute("SELECT column_name FROM (DESCRIBE answer)").fetchall()]
-    if form == "json":
-        for (line,) in db.execute("SELECT to_json(answer)::VARCHAR FROM answer").fetchall():
-            print(line)  # noqa: T201 - the command's output
-        return
-    count = db.execute("SELECT count(*) FROM answer").fetchall()[0][0]
-    limit = _SHOWN if sys.stdout.isatty() else count
-    texts = ", ".join('"' + name.replace('"', '""') + '"::VARCHAR' for name in names)
-    rows = db.execute(f"SELECT {texts} FROM answer LIMIT {limit}").fetchall()  # noqa: S608 - quoted names
-    _show(names, rows, count, form)
+    rows = texts.limit(_SHOWN + 1).fetchall()
+    render.rows(answer.columns, rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        render.console().print(f"the first {_SHOWN:,} rows; --format csv, json or parquet has them all")
 
 
-def _show(names: list[str], rows: list[tuple[object, ...]], count: int, form: str) -> None:
-    if form == "json":
-        for row in rows:
-            render.dump_json(dict(zip(names, row, strict=True)))
-        return
-    render.table(names, rows)
-    if len(rows) < count:
-        render.console().print(f"{len(rows):,} of {count:,} rows shown; --format csv, json or parquet has them all")
-
-
-def _is_select(sql: str) -> bool:
-    return sql.lstrip().upper().startswith(("SELECT", "WITH", "FROM", "VALUES", "("))
-
-
-def _flat(answer: pa.Table) -> pa.Table:
-    """Lists as JSON text: a CSV cell holds one value."""
+def _print_csv(answer: duckdb.DuckDBPyRelation) -> None:
+    """Print numbers and text as they are, lists as JSON, everything else (times above all) as in a table."""
     columns = []
-    for column in answer.columns:
-        if pa.types.is_nested(column.type):
-            texts = [None if one.as_py() is None else json.dumps(one.as_py(), default=str) for one in column]
-            columns.append(pa.chunked_array([pa.array(texts, pa.string())]))
+    for number, (name, kind) in enumerate(zip(answer.columns, map(str, answer.types), strict=True), 1):
+        quoted = '"' + name.replace('"', '""') + '"'
+        if _NUMBERS.fullmatch(kind):
+            columns.append(f"#{number} AS {quoted}")
+        elif _NESTED.fullmatch(kind):
+            columns.append(f"to_json(#{number})::VARCHAR AS {quoted}")
         else:
-            columns.append(column)
-    return pa.table(columns, names=answer.column_names)
+            columns.append(f"#{number}::VARCHAR AS {quoted}")
+    nested = [number for number, kind in enumerate(map(str, answer.types)) if _NESTED.fullmatch(kind)]
+    batches = answer.project(", ".join(columns)).to_arrow_reader(_AT_A_TIME)
+    with pacsv.CSVWriter(sys.stdout.buffer, batches.schema) as writer:
+        for batch in batches:
+            arrays = batch.columns
+            for number in nested:
+                texts = [None if text is None else _json(text) for text in arrays[number].to_pylist()]
+                arrays[number] = pa.array(texts, pa.string())
+            writer.write_batch(pa.record_batch(arrays, schema=batches.schema))
+
+
+def _json(text: str) -> str:
+    """Return what DuckDB wrote as JSON, with null for numbers that JSON does not have."""
+    return _NOT_JSON.sub(lambda found: found[1] or "null", text)

@@ -1,4 +1,7 @@
-"""The `tickvault` command. Every failure is one line with the next step, and an exit code; never a traceback."""
+"""The `tickvault` command. Every failure is one line with the next step, and an exit code; never a traceback.
+
+The one line of a failed query is followed by the place in its SQL.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import structlog
 import typer
+import typer.core
 
 from tickvault import __version__, logs, render, snapshots, survey
 from tickvault.batching import IST
@@ -169,7 +173,14 @@ def status(
         render.snapshot(one)
 
 
-@app.command()
+class _TakesSql(typer.core.TyperCommand):
+    """A command whose argument may begin with an SQL comment, which looks like an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [f" {word}" if re.match(r"--[^-\w]|--.*\n", word) else word for word in args])
+
+
+@app.command(cls=_TakesSql)
 def query(
     sql: Annotated[str, typer.Argument(help="SQL over ticks, candles, market_status, instruments, gaps.")],
     form: Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")] = "table",
@@ -181,7 +192,7 @@ def query(
     from tickvault import answers
 
     settings = _settings(data_dir, config, env_file)
-    answers.print_answer(recorded(settings.data_dir), sql, form)
+    answers.print_answer(recorded(settings.data_dir), sql.strip(), form)
 
 
 @journal_app.command("stats")

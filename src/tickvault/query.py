@@ -39,6 +39,7 @@ _TRIES: Final = 2
 _TAIL_BYTES: Final = 16_000_000  # decoded at a time
 _MEMORY_LIMIT: Final = "1GB"
 _SINK: Final = "parquet"
+_TAIL: Final = "journal_tail"
 
 
 class _Moved(Exception):
@@ -76,6 +77,7 @@ def connect(data_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         db = duckdb.connect(config={"memory_limit": _MEMORY_LIMIT})
         try:
             db.execute("SET TimeZone = 'Asia/Kolkata'")
+            db.execute(f"CREATE SCHEMA {_TAIL}")  # so that SHOW TABLES shows the five views and nothing else
             for name in SCHEMAS:
                 _view(db, name, sources)
             yield db
@@ -124,9 +126,11 @@ def _tail(folder: Path, recorder_id: str, after_seq: int, last_seq: int) -> Mapp
 
 
 def _view(db: duckdb.DuckDBPyConnection, name: str, sources: _Sources) -> None:
-    db.register(f"{name}_tail", sources.tail[name])
+    db.execute(f"SET schema = '{_TAIL}'")
+    db.from_arrow(sources.tail[name]).create_view(name)
+    db.execute("SET schema = 'main'")
     columns = ", ".join(SCHEMAS[name].names)
-    union = f"SELECT {columns} FROM {name}_tail"  # noqa: S608 - our own names
+    union = f"SELECT {columns} FROM {_TAIL}.{name}"  # noqa: S608 - our own names
     files = sources.files.get(name, [])
     if files:
         listed = ", ".join("'" + path.replace("'", "''") + "'" for path in files)

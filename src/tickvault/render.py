@@ -6,6 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from tickvault.health import Snapshot
     from tickvault.pipeline import Outcome
 
-__all__ = ["columns", "console", "dump_json", "live_line", "outcome", "snapshot", "table"]
+__all__ = ["columns", "console", "dump_json", "live_line", "outcome", "rows", "snapshot", "table"]
 
 _TAB_WIDTH: Final = 1_000_000  # when piped nothing is wrapped
 
@@ -30,6 +31,27 @@ def console(*, stderr: bool = False) -> Console:
 def dump_json(value: Any) -> None:
     """Print one JSON document."""
     print(json.dumps(value, default=str))  # noqa: T201 - the command's output
+
+
+def rows(headers: Sequence[str], found: Iterable[Sequence[object]]) -> None:
+    """Print rows as a table or, on a terminal that it does not fit on, one after the other with a field a line."""
+    cells = [["" if cell is None else str(cell) for cell in row] for row in found]
+    widths = [max(map(_width, column)) for column in zip(headers, *cells, strict=True)]
+    if not sys.stdout.isatty() or sum(widths) + 3 * len(widths) + 1 <= console().width:
+        table(headers, cells)
+        return
+    name_width = max(map(_width, headers))
+    out = console()
+    for number, row in enumerate(cells, 1):
+        out.rule(Text(f"row {number:,}"), align="left", style="default")
+        for name, cell in zip(headers, row, strict=True):
+            lines = Text(cell).wrap(out, max(20, out.width - name_width - 2))
+            for count, line in enumerate(lines or [Text()]):
+                out.print(Text(f"{'' if count else name:<{name_width}}  ") + line, soft_wrap=True)
+
+
+def _width(text: str) -> int:
+    return max(map(cell_len, text.split("\n")))
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
