@@ -177,7 +177,8 @@ async def test_base_address_must_be_tls(session: aiohttp.ClientSession, base: st
 
 
 @pytest.mark.parametrize(
-    "base", ["https://api.upstox.com/", "http://localhost:1", "http://[::1]:1", "http://127.1.2.3"]
+    "base",
+    ["https://api.upstox.com/", "http://localhost:1", "http://sim.localhost:1", "http://[::1]:1", "http://127.1.2.3"],
 )
 async def test_base_address_on_loopback_or_with_tls(session: aiohttp.ClientSession, base: str) -> None:
     """TLS anywhere, or plain on this machine."""

@@ -44,7 +44,10 @@ async def test_a_name_that_points_here_from_elsewhere_is_refused(tmp_path: Path)
     url = f"http://{await server.start()}"
     try:
         assert (await answer(f"{url}/api/status", Host="evil.example"))[0] == 403
-        assert (await answer(f"{url}/api/status", Host="localhost:1"))[0] == 200
+        for host in ("localhost:1", "tv.localhost", "[::1]:1", "127.0.0.2"):
+            assert (await answer(f"{url}/api/status", Host=host))[0] == 200, host
+        for host in ("localhost.example", "[::1", "10.0.0.1:8484"):
+            assert (await answer(f"{url}/api/status", Host=host))[0] in {400, 403}, host
     finally:
         await server.stop()
 

@@ -6,12 +6,14 @@ import asyncio
 import hmac
 import html
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from aiohttp import BasicAuth, web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from tickvault.addresses import is_loopback
 from tickvault.errors import Refused
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["StatusServer"]
 
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -83,7 +84,7 @@ class StatusServer:
     ) -> web.StreamResponse:
         # Without a token only loopback may ask, by a name of its own: a web page elsewhere must not read it through
         # a name that it has pointed at 127.0.0.1.
-        if self._token is None and request.host.rpartition(":")[0] not in _LOOPBACK and request.host not in _LOOPBACK:
+        if self._token is None and not is_loopback(_host_of(request)):
             raise web.HTTPForbidden(text="expected a loopback Host header\n")
         if self._token is not None and request.path != "/healthz" and not self._knows(request):
             raise web.HTTPUnauthorized(
@@ -153,6 +154,13 @@ class _Metrics(Collector):
             )
             yield _gauge("tickvault_feed_live", "1 when the feed is live", float(feed.state == "live"))
             yield _gauge("tickvault_queue_frames", "Messages waiting for the journal", feed.queued)
+
+
+def _host_of(request: web.Request) -> str:
+    try:
+        return urlsplit(f"//{request.host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _given_token(request: web.Request) -> str:

@@ -7,7 +7,6 @@ or feed to whoever reads them.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import re
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from tickvault import __version__
+from tickvault.addresses import is_loopback
 from tickvault.errors import ConfigurationError, FeedUnavailable, TokenRefused
 
 if TYPE_CHECKING:
@@ -247,11 +247,4 @@ def _retry_after_s(value: str) -> float | None:
 
 
 def _is_safe(url: URL, scheme: str, loopback_scheme: str) -> bool:
-    return bool(url.host) and (url.scheme == scheme or (url.scheme == loopback_scheme and _is_loopback(url.host or "")))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return bool(url.host) and (url.scheme == scheme or (url.scheme == loopback_scheme and is_loopback(url.host or "")))
