@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 from yarl import URL
 
+from tickvault import segments, survey
 from tickvault.addresses import bare_url
 from tickvault.batching import IST
 from tickvault.brokers.upstox.api import UpstoxApi
@@ -32,11 +33,13 @@ from tickvault.brokers.upstox.instruments import InstrumentList
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
 from tickvault.brokers.upstox.plan import excess
 from tickvault.brokers.upstox.tokens import StaticToken, TokenUrl
-from tickvault.datafolder import DataFolder, holder
+from tickvault.datafolder import DataFolder, holder, nearest, unusable
 from tickvault.errors import ConfigurationError, FeedUnavailable, SinkUnavailable, TickvaultError
+from tickvault.journal import examine
 from tickvault.model import Mode
 from tickvault.settings import check_plaintext, require_recordable
 from tickvault.sinks.influx import InfluxSink
+from tickvault.state import read_view
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -55,9 +58,9 @@ _SHOWN_KEYS: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One finding: whether it is well, what was looked at, and what was found (the next step included if it is not)."""
+    """One finding: whether it is well (None: nothing was tried), what was looked at, and what was found, with the next step."""
 
-    ok: bool
+    ok: bool | None
     what: str
     found: str
 
@@ -79,7 +82,7 @@ async def run_checks(
         rows += [_warning(text) for text in settings.warnings]
         plain = await _bounded("settings", partial(one.plaintext, resolve))
         rows += plain
-        if all(row.ok for row in plain):
+        if all(row.ok is not False for row in plain):
             rows += await _bounded("token", one.token)
             rows += await _bounded("broker", one.authorize)
             rows += await _bounded("instruments", one.instruments)
@@ -89,7 +92,12 @@ async def run_checks(
             rows += await _bounded("clock", one.clock)
         else:
             rows.append(Row(False, "network", "not tried: nothing is sent before the addresses above are corrected"))
-        for what, check in (("webhook", one.webhook), ("disk", one.disk), ("data folder", one.data_folder)):
+        for what, check in (
+            ("webhook", one.webhook),
+            ("disk", one.disk),
+            ("data folder", one.data_folder),
+            ("journal", one.journal),
+        ):
             rows += await _bounded(what, check)
     return rows
 
@@ -303,7 +311,7 @@ class _Checks:
 
     async def disk(self) -> list[Row]:
         """Compare free space with the reserve."""
-        usage = await asyncio.to_thread(shutil.disk_usage, _nearest(self._settings.data_dir))
+        usage = await asyncio.to_thread(shutil.disk_usage, nearest(self._settings.data_dir))
         reserve = self._settings.disk_reserve
         needed = reserve.bytes if reserve.bytes is not None else int(usage.total * (reserve.percent or 0.0) / 100)
         found = f"{_gb(usage.free)} of {_gb(usage.total)} free, reserve {_gb(needed)}"
@@ -326,7 +334,7 @@ class _Checks:
             found = f"at least {abs(off_s):,.1f} s {which} {who}"
             return [Row(False, "clock", f"{found}; let NTP set it (`timedatectl set-ntp true`) before recording")]
         return [
-            Row(False, "clock", "not compared: neither the broker nor InfluxDB has answered; check again when one does")
+            Row(None, "clock", "not compared: neither the broker nor InfluxDB has answered; check again when one does")
         ]
 
     async def data_folder(self) -> list[Row]:
@@ -338,9 +346,22 @@ class _Checks:
         new = "" if folder.is_dir() else ", will be created"
         return [Row(True, "data folder", f"{folder} is on a local file system, {use}{new}")]
 
+    async def journal(self) -> list[Row]:
+        """Look at state and journal as a start will; nothing is read of them but whether they can be."""
+        folder = self._settings.data_dir
+        if not (folder / "journal").is_dir():
+            return []
+        view = await asyncio.to_thread(read_view, folder / "state.db")
+        paths = segments.paths(folder / "journal")
+        known_id = None if view is None else view.recorder_id
+        await asyncio.to_thread(examine, paths, known_id, walk=holder(folder) is None)
+        stats = await asyncio.to_thread(survey.stats, folder / "journal")
+        found = f"{stats.frames:,} frames in {stats.segments:,} segment{'s' * (stats.segments != 1)} can be opened; `tickvault journal verify` reads them"
+        return [Row(True, "journal", found)]
+
 
 def _warning(text: str) -> Row:
-    return Row(True, "settings", f"warning: {text}")
+    return Row(None, "settings", f"warning: {text}")
 
 
 def _hinted(exc: TickvaultError, step: str) -> TickvaultError:
@@ -420,25 +441,18 @@ def _master_row(
     )
 
 
-def _nearest(path: Path) -> Path:
-    """Return the path, or the nearest of its parents that exists."""
-    return next(one for one in (path, *path.absolute().parents) if one.exists())
-
-
 def _probe(folder: Path) -> int:
     """Make, lock and remove a data folder inside a folder, or where it will be made; return the bytes free there.
 
     Raises:
         Refused: it cannot be written to, or a network holds it.
     """
-    place = _nearest(folder)
+    place = nearest(folder)
     try:
         with tempfile.TemporaryDirectory(prefix=".tickvault-check-", dir=place) as probe, DataFolder(Path(probe)):
             pass
     except OSError as exc:
-        raise TickvaultError(
-            f"cannot write to {place}: {exc.strerror}; set TICKVAULT_DATA_DIR to a folder you own"
-        ) from exc
+        raise unusable(folder, exc) from exc
     return shutil.disk_usage(place).free
 
 

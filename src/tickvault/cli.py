@@ -280,8 +280,10 @@ def check(config: Config = None, env_file: EnvFile = Path(".env"), data_dir: Dat
     settings = _settings(data_dir, config, env_file)
     _configure_logs(settings, watched=True)
     rows = asyncio.run(run_checks(settings, _resolve))
-    render.table(("", "what", "found"), [("✔" if row.ok else "✘", row.what, row.found) for row in rows])
-    if not all(row.ok for row in rows):
+    render.table(
+        ("", "what", "found"), [({True: "✔", False: "✘", None: "–"}[row.ok], row.what, row.found) for row in rows]
+    )
+    if any(row.ok is False for row in rows):
         raise typer.Exit(1)
 
 

@@ -15,10 +15,11 @@ from tickvault.errors import Refused
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["DataFolder", "Holder", "holder", "recorded"]
+__all__ = ["DataFolder", "Holder", "holder", "nearest", "recorded", "unusable"]
 
 # flock there is advisory at best, and SQLite's WAL needs shared memory: a second recorder would corrupt the journal.
 _NETWORK: Final = ("nfs", "cifs", "smb", "afs", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "ncpfs")
+_VIRTUAL: Final = frozenset({"proc", "sysfs", "devpts", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs"})
 _LOOKS: Final = 10
 _LOOK_S: Final = 0.02
 
@@ -59,9 +60,7 @@ class DataFolder:
                 )
             self._fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as exc:
-            raise Refused(
-                f"cannot use {self.path}: {exc.strerror}; set TICKVAULT_DATA_DIR to a folder you own"
-            ) from exc
+            raise unusable(self.path, exc) from exc
         if not _locked(self._fd):
             os.close(self._fd)
             who = holder(self.path)
@@ -96,6 +95,21 @@ def recorded(path: Path) -> Path:
             "name it with --data-dir or TICKVAULT_DATA_DIR"
         )
     return path
+
+
+def nearest(path: Path) -> Path:
+    """Return the path, or the nearest of its parents that exists."""
+    return next(one for one in (path, *path.absolute().parents) if one.exists())
+
+
+def unusable(path: Path, exc: OSError) -> Refused:
+    """Return what to tell of a folder that could not be made or written to."""
+    place, why = nearest(path), exc.strerror
+    if not place.is_dir():
+        why = f"{place} is not a folder"
+    elif (fstype := _fstype(place.resolve())) in _VIRTUAL:
+        why = f"{place} belongs to the kernel ({fstype}), nothing can be stored there"
+    return Refused(f"cannot use {path}: {why}; set TICKVAULT_DATA_DIR to a folder you own")
 
 
 def holder(path: Path) -> Holder | None:

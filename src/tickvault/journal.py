@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tickvault.model import Definition, Gap
     from tickvault.state import State
 
-__all__ = ["Committed", "Fact", "Journal", "Received", "boot_id"]
+__all__ = ["Committed", "Fact", "Journal", "Received", "boot_id", "examine"]
 
 _STEP_BACK_NS: Final = 1_000_000_000  # a clock set back by more is believed, and journalled
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -112,20 +112,9 @@ class Journal:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remove_orphans(folder)
         paths = segments.paths(folder)
-        for path in paths:
-            if (found := _unreadable(path)) is not None:
-                raise JournalDamaged(
-                    f"{path}: {found}; nothing was touched. Copy the journal folder to a safe place, then move "
-                    f"{path.name}, {path.name}-wal and {path.name}-shm into journal/damaged/ and start again"
-                )
         known = state.journal()
-        found_id = _recorder_of(paths)
-        if known is not None and found_id is not None and known[0] != found_id:
-            raise Refused(
-                f"state.db belongs to recorder {known[0]}, the journal to {found_id}: files of two data folders are mixed; "
-                "restore the state.db that belongs here, or move it away (it will be rebuilt)"
-            )
-        recorder_id = known[0] if known else found_id or uuid.uuid4().hex[:12]
+        found_id = examine(paths, known[0] if known else None)
+        recorder_id = found_id or (known[0] if known else uuid.uuid4().hex[:12])
         journal = cls(folder, state, recorder_id=recorder_id, wall_ns=wall_ns, purpose=purpose)
         journal._recover(paths)
         return journal
@@ -294,9 +283,36 @@ def _as_event(new: NewEvent) -> Event:
     return Event(after_seq=new.after_seq, at_ns=new.at_ns, boot_ns=new.boot_ns, kind=new.kind, body=new.body)
 
 
-def _unreadable(path: Path) -> str | None:
+def examine(paths: Sequence[Path], known_id: str | None, *, walk: bool = True) -> str | None:
+    """Pass segments that can be opened, and return the recorder that wrote them; None if there is none.
+
+    Args:
+        paths: the segments, oldest first.
+        known_id: the recorder that the state belongs to; None if there is no state.
+        walk: walk the logs too; only while no process writes to them.
+
+    Raises:
+        JournalDamaged: a segment's log is damaged beyond a torn tail, or it is no database.
+        Refused: another version, or another recorder, wrote it.
+    """
+    for path in paths:
+        if (found := _unreadable(path, walk=walk)) is not None:
+            raise JournalDamaged(
+                f"{path}: {found}; nothing was touched. Copy the journal folder to a safe place, then move "
+                f"{path.name}, {path.name}-wal and {path.name}-shm into journal/damaged/ and start again"
+            )
+    found_id = _recorder_of(paths)
+    if known_id is not None and found_id is not None and known_id != found_id:
+        raise Refused(
+            f"state.db belongs to recorder {known_id}, the journal to {found_id}: files of two data folders are mixed; "
+            "restore the state.db that belongs here, or move it away (it will be rebuilt)"
+        )
+    return found_id
+
+
+def _unreadable(path: Path, *, walk: bool) -> str | None:
     """Return what keeps a segment from being opened, None if nothing does. Its log is walked before SQLite sees it."""
-    if (found := wal.damage(path.with_name(path.name + "-wal"))) is not None:
+    if walk and (found := wal.damage(path.with_name(path.name + "-wal"))) is not None:
         return found
     try:
         segments.is_born(path)

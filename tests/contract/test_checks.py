@@ -6,12 +6,14 @@ import asyncio
 import base64
 import contextlib
 import json
+import sqlite3
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
+from doubles import Vault
 
 from tickvault import checks
 from tickvault.checks import Row, run_checks
@@ -123,6 +125,7 @@ async def test_nothing_set(tmp_path: Path) -> None:
     assert "TICKVAULT_INSTRUMENTS" in found(rows, "settings").found
     assert not {"token", "broker", "instruments"} & {row.what for row in rows}
     assert "neither" in found(rows, "clock").found
+    assert found(rows, "clock").ok is None
 
 
 async def test_warnings_are_rows(simulator: Simulator, tmp_path: Path) -> None:
@@ -135,7 +138,8 @@ async def test_warnings_are_rows(simulator: Simulator, tmp_path: Path) -> None:
 
     warnings = [row for row in rows if row.found.startswith("warning: ")]
     assert len(warnings) == 2
-    assert all(row.ok for row in rows)
+    assert {row.ok for row in warnings} == {None}
+    assert all(row.ok for row in rows if row not in warnings)
     assert found(rows, "webhook").found.startswith("http://10.0.0.7: all events, unsigned")
     assert "nothing was posted" in found(rows, "webhook").found
     assert SECRET not in str(rows)
@@ -315,6 +319,35 @@ async def test_data_folder_that_cannot_be(simulator: Simulator, tmp_path: Path) 
         row = found(rows, what)
         assert not row.ok
         assert "TICKVAULT_DATA_DIR" in row.found
+
+
+async def test_a_folder_that_run_would_refuse(simulator: Simulator, tmp_path: Path) -> None:
+    """State and journal are looked at as a start does; each refusal is its words, and nothing is changed."""
+    vault = Vault(tmp_path / "data")
+    vault.open()
+    vault.append(3)
+    vault.journal.close()
+    vault.drop()
+    settings = environ(simulator, vault.path)
+    assert found(await rows_of(settings), "journal").found.startswith("3 frames in 1 segment can be opened")
+    segment, state = vault.path / "journal" / "0000000000000001.db", vault.path / "state.db"
+    whole = {path: path.read_bytes() for path in (segment, state)}
+    for path, sql, words in (
+        (segment, "PRAGMA user_version = 7", "upgrade this installation"),
+        (state, "PRAGMA user_version = 7", "upgrade this installation"),
+        (state, "UPDATE journal SET recorder = 'another'", "restore the state.db that belongs here"),
+        (segment, None, "move 0000000000000001.db"),
+        (state, None, "the next `tickvault run` sets it aside"),
+    ):
+        if sql is None:
+            path.write_bytes(b"garbage" * 3000)
+        else:
+            with contextlib.closing(sqlite3.connect(path)) as db, db:
+                db.execute(sql)
+        row = found(await rows_of(settings), "journal")
+        assert row.ok is False
+        assert words in row.found
+        path.write_bytes(whole[path])
 
 
 async def test_each_check_is_bounded(simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,10 @@ KEY = {"TICKVAULT_INSTRUMENTS": "NSE_EQ|INE002A01018"}
         pytest.param(["run"], {**TOKEN, **KEY, "TICKVAULT_QUEUE_FRAMES": "many"}, 2, ["TICKVAULT_QUEUE_FRAMES"], id="not a number"),
         pytest.param(["run"], {**TOKEN, "ACCESS_TOKEN": "u", **KEY}, 2, ["UPSTOX_ACCESS_TOKEN", "ACCESS_TOKEN"], id="two names differ"),
         pytest.param(["run"], {**TOKEN, **KEY, "INFLUX_URL": "http://8.8.8.8:8086"}, 2, ["INFLUX_URL", "TICKVAULT_ALLOW_PLAINTEXT"], id="plain http"),
-        pytest.param(["run"], {**TOKEN, **KEY, "TICKVAULT_DATA_DIR": "/proc/nowhere"}, 1, ["/proc/nowhere", "TICKVAULT_DATA_DIR"], id="no folder"),
+        pytest.param(["run"], {**TOKEN, **KEY, "TICKVAULT_DATA_DIR": "/proc/nowhere"}, 1, ["/proc belongs to the kernel", "TICKVAULT_DATA_DIR"], id="no place"),
+        pytest.param(["run"], {**TOKEN, **KEY, "TICKVAULT_DATA_DIR": "/dev/null/data"}, 1, ["/dev/null is not a folder", "TICKVAULT_DATA_DIR"], id="a file"),
+        pytest.param(["run"], {**TOKEN, **KEY, "TICKVAULT_SINKS": "kafka"}, 2, ["kafka", "parquet, influx"], id="unknown sink"),
+        pytest.param(["run"], {**TOKEN, **KEY, "TICKVAULT_SINKS": "nats", "NATS_URL": "nats://127.0.0.1:4222"}, 2, ["nats", "parquet, influx"], id="no such sink yet"),
         pytest.param(["run", "--config", "missing.toml"], {}, 2, ["missing.toml"], id="no config"),
         pytest.param(["query", "SELECT 1"], {}, 1, ["nothing is recorded", "TICKVAULT_DATA_DIR"], id="nothing recorded"),
         pytest.param(["status"], {}, 1, ["nothing is recorded"], id="no status"),
@@ -48,6 +51,7 @@ def test_a_mistake_gets_one_line_with_the_next_step(
     assert "Traceback" not in done.stdout + done.stderr
     for word in told:
         assert word in done.stderr
+    assert list(tmp_path.iterdir()) == []  # a mistake leaves nothing behind
 
 
 def test_a_second_recorder_is_told_who_has_the_folder(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tickvault.addresses import Endpoint, check_endpoints
 from tickvault.errors import ConfigurationError
@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["check_plaintext", "require_recordable"]
 
 
+_SINKS: Final = ("parquet", "influx")
+
+
 def require_recordable(settings: Settings) -> None:
     """Pass settings that say whose feed to record.
 
     Raises:
-        ConfigurationError: there is no token, or no instrument; the message says what to set.
+        ConfigurationError: there is no token, or no instrument, or a sink that is not built in; the message says what to
+            set.
     """
     missing = []
     if settings.upstox.access_token is None and settings.upstox.token_url is None:
@@ -28,6 +32,11 @@ def require_recordable(settings: Settings) -> None:
         missing.append(
             "no instruments: set TICKVAULT_INSTRUMENTS, e.g. NSE_EQ|INE002A01018,NSE_INDEX|Nifty 50, "
             "or TICKVAULT_INSTRUMENTS_URL"
+        )
+    if unknown := [sink for sink in settings.sinks if sink not in _SINKS]:
+        raise ConfigurationError(
+            f"TICKVAULT_SINKS names {', '.join(unknown)}, which this version cannot write to; "
+            f"expected names out of {', '.join(_SINKS)}"
         )
     if missing:
         raise ConfigurationError("; ".join([*missing, "`tickvault demo` needs no credentials"]))

@@ -71,7 +71,7 @@ SETTINGS: Final = (
     Setting(
         "TICKVAULT_SINKS",
         "parquet",
-        "which sinks run: `parquet`, `influx`, `nats`; when not set, `influx` too once `INFLUX_URL` is set",
+        "which sinks run: `parquet`, `influx`; when not set, `influx` too once `INFLUX_URL` is set",
     ),
     Setting("INFLUX_URL", "", "InfluxDB, e.g. `http://localhost:8086`", aliases=("INFLUX_DB_URL", "INFLUXDB_URL")),
     Setting("INFLUX_ORG", "", "organization (v2)", aliases=("INFLUX_DB_ORG", "INFLUXDB_ORG")),
