@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -218,7 +219,11 @@ def journal_stats(
         return
     render.columns(counts.items())
     render.table(
-        ("sink", "cursor_seq", "lag_frames", "lag_s", "state"), [(name, *sink.values()) for name, sink in sinks.items()]
+        ("sink", "cursor_seq", "lag", "oldest undelivered", "state"),
+        [
+            (name, sink.cursor_seq, f"{sink.lag_frames:,} frames", f"{sink.lag_s:,.1f} s", sink.state)
+            for name, sink in one.sinks.items()
+        ],
     )
 
 
@@ -264,12 +269,21 @@ def rewind_command(
         raise ConfigurationError("expected exactly one of --to-seq N and --to-time T, e.g. --to-time 2026-11-23T09:15")
     settings = _settings(data_dir, config, env_file)
     at_ns = None if to_time is None else _time_ns(to_time)
+    if at_ns is not None and at_ns > time.time_ns():
+        raise ConfigurationError(
+            f"--to-time: {to_time} is yet to come; expected a time at which something was received"
+        )
+    view = read_view(recorded(settings.data_dir) / "state.db")
+    before = {one.sink: one.seq for one in view.cursors} if view else {}
     cursor = rewind(
         settings,
         sink,
         lambda folder: survey.last_seq_before(folder.journal, at_ns) if at_ns is not None else to_seq or 0,
     )
-    typer.echo(f"{sink} is at seq {cursor.seq}; everything after it is delivered again at the next `tickvault run`")
+    if before.get(sink) == cursor.seq:
+        typer.echo(f"{sink} was at seq {cursor.seq} before: nothing behind it has been delivered, so nothing has moved")
+    else:
+        typer.echo(f"{sink} is at seq {cursor.seq}; everything after it is delivered again at the next `tickvault run`")
 
 
 @app.command()

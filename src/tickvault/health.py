@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from tickvault.model import Gap
@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 __all__ = ["FeedHealth", "SinkHealth", "Snapshot", "of_files"]
 
 
+_WORKING: Final = frozenset({"running", "retrying"})  # what a sink is only while a recorder runs
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkHealth:
     """One sink: how far it is, and how far behind.
 
     Attributes:
         lag_frames: frames journalled and not delivered; `lag_s` the age of the oldest of them in s.
-        state: running, retrying, misconfigured or parked; `detail` says why.
+        state: running, retrying, misconfigured, parked, or stopped when no recorder runs; `detail` says why.
     """
 
     cursor_seq: int
@@ -113,7 +116,7 @@ def of_files(
             cursor_seq=cursor.seq,
             lag_frames=max(0, stats.last_seq - cursor.seq),
             lag_s=_age_s(oldest_undelivered_ns.get(cursor.sink), now_ns),
-            state=cursor.state,
+            state="stopped" if pid is None and cursor.state in _WORKING else cursor.state,
             detail=cursor.detail,
         )
         for cursor in (view.cursors if view is not None else ())

@@ -82,7 +82,7 @@ def live_line(one: Snapshot) -> str:
     feed = one.feed
     parts = [feed.state if feed else "starting", f"{feed.frames if feed else 0:,} frames", f"seq {one.last_seq:,}"]
     parts += [
-        f"{name} {'✔' if sink.state == 'running' else sink.state} lag {sink.lag_frames:,}"
+        f"{name} {'✔' if sink.state == 'running' else sink.state} lag {sink.lag_frames:,} frames"
         for name, sink in one.sinks.items()
     ]
     if feed and feed.state != "live" and feed.last_error:

@@ -33,7 +33,10 @@ async def test_it_shows_a_snapshot_in_every_form(tmp_path: Path) -> None:
         assert status == 200
         assert '"last_seq": 0' in body
         assert "tickvault_journal_last_seq 0.0" in (await answer(f"{url}/metrics"))[1]
-        assert "<h1>tickvault</h1>" in (await answer(f"{url}/"))[1]
+        page = (await answer(f"{url}/"))[1]
+        assert "<h1>tickvault</h1>" in page
+        assert '<meta name="viewport"' in page
+        assert "<th>recorder</th>" in page
     finally:
         await server.stop()
 

@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from doubles import Vault
 from programs import call, environ_for, recorder, simulator, stats
 from servers import wait_until
 
@@ -165,3 +166,27 @@ def test_a_damaged_state_file_is_named_with_its_cure(tmp_path: Path) -> None:
     assert "tickvault run" in done.stderr
     assert call("run", "--duration", "0", environ=environ, folder=tmp_path).returncode == 0
     assert call("status", environ=environ, folder=tmp_path).returncode == 0
+
+
+def test_a_rewind_that_moves_nothing_says_so(tmp_path: Path) -> None:
+    """To the cursor: nothing moved; beyond it or to a time yet to come: refused; a stopped recorder's sink is stopped."""
+    vault = Vault(tmp_path / "data")
+    vault.open()
+    vault.append(10)
+    vault.deliver(3)
+    vault.journal.close()
+    vault.drop()
+    environ = {"TICKVAULT_DATA_DIR": str(vault.path)}
+    for where, code, told in (
+        (("--to-seq", "3"), 0, "nothing has moved"),
+        (("--to-seq", "4"), 1, "between 0"),
+        (("--to-time", "2099-01-01"), 2, "yet to come"),
+        (("--to-seq", "0"), 0, "delivered again"),
+        (("--to-seq", "0"), 0, "nothing has moved"),
+    ):
+        done = call("rewind", "--sink", "parquet", *where, environ=environ, folder=tmp_path)
+        assert done.returncode == code, done.stderr
+        assert told in done.stdout + done.stderr
+    assert stats(vault.path)["sinks"]["parquet"]["state"] == "stopped"
+    shown = call("journal", "stats", environ=environ, folder=tmp_path).stdout
+    assert "10 frames" in shown

@@ -181,6 +181,7 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
 def _render(snapshot: Snapshot) -> str:
     feed = snapshot.feed
     rows = [
+        ("recorder", snapshot.recorder_id or "nothing recorded yet"),
         ("feed", f"{feed.state}, connection {feed.conn}, {feed.frames:,} frames" if feed else "no recorder runs"),
         ("journal", f"{snapshot.frames:,} frames, last seq {snapshot.last_seq:,}, {snapshot.bytes / 1e6:,.1f} MB"),
         *((f"sink {name}", f"{one.state}, lag {one.lag_frames:,} frames, {one.lag_s:,.1f} s {one.detail}")
@@ -192,6 +193,7 @@ def _render(snapshot: Snapshot) -> str:
     cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="5">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
         "<title>tickvault</title><style>body{font:16px system-ui;margin:2rem;color-scheme:light dark}"
         "th{text-align:left;padding:.3rem 2rem .3rem 0;font-weight:600}</style>"
         f"<h1>tickvault</h1><table>{cells}</table></html>"
