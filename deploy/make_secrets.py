@@ -1,7 +1,7 @@
 """Write the secrets that the containers of compose.yaml share: `make_secrets.py FOLDER`.
 
-One that the environment gives is written down; one that it does not give is drawn once and then kept. So a fresh clone
-needs no preparation, and no secret of it is known to anybody.
+One that the environment gives is written down; one that it does not give, or gives as a template's placeholder, is
+drawn once and then kept. So a fresh clone needs no preparation, and no secret of it is known to anybody.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import os
 import secrets
 import sys
 from pathlib import Path
+
+from tickvault.settings import is_placeholder
 
 # File → name in the environment.
 GIVEN = {
@@ -36,7 +38,7 @@ def main(folder: Path) -> None:
     for name, variable in GIVEN.items():
         path = folder / name
         given = os.environ.get(variable, "").strip()
-        if given:
+        if given and not is_placeholder(given):
             write(path, given)
         elif not path.exists():
             write(path, secrets.token_urlsafe(32))

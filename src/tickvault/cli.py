@@ -85,7 +85,10 @@ def _journal(context: typer.Context) -> None:
 def run(
     duration: Duration = None, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
 ) -> None:
-    """Record until stopped (Ctrl-C or SIGTERM: drain, say what remains), or for --duration seconds."""
+    """Record until stopped, or for --duration seconds.
+
+    Ctrl-C or SIGTERM: stop receiving, deliver what is there, say what remains. A second one ends it at once.
+    """
     settings = _settings(data_dir, config, env_file)
     require_recordable(settings)
     _configure_logs(settings, watched=sys.stderr.isatty())
@@ -103,7 +106,10 @@ def demo(
     instruments: Annotated[int, typer.Option("--instruments", help="How many instruments to simulate.")] = 100,
     updates_per_second: Annotated[float, typer.Option("--updates-per-second", help="Over all instruments.")] = 200.0,
 ) -> None:
-    """Run simulator and recorder together: no credentials, no database. Data goes to ./demo-data, fresh each time."""
+    """Run simulator and recorder together, without credentials.
+
+    No database is needed. Data goes to ./demo-data, fresh each time.
+    """
     given = os.environ.get("TICKVAULT_DATA_DIR", "").strip()
     folder = Path(given) if given else _FOLDER_OF_DEMO
     if not given:
@@ -128,7 +134,7 @@ def simulate(
     log: Annotated[Path | None, typer.Option("--log", help="Write every data frame sent to this file.")] = None,
     duration: Duration = None,
 ) -> None:
-    """Run only the simulator: an Upstox V3 server with a synthetic market."""
+    """Run only the simulator of the broker, with a synthetic market."""
     from tickvault.simulator.server import Simulator, serve
     from tickvault.simulator.settings import SimulatorSettings
 
@@ -158,7 +164,7 @@ def simulate(
 def status(
     as_json: AsJson = False, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
 ) -> None:
-    """Show what a running recorder is doing; without one, what its files tell."""
+    """Show what a recorder is doing; without one, what its files tell."""
     settings = _settings(data_dir, config, env_file)
     folder = recorded(settings.data_dir)
     shown: dict[str, Any] | None = None
@@ -189,7 +195,10 @@ def query(
     config: Config = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
-    """Run DuckDB SQL over everything recorded, fresh to the last commit; times are shown in Asia/Kolkata."""
+    """Run SQL over everything recorded, fresh to the last commit.
+
+    The SQL is that of DuckDB; times are shown in Asia/Kolkata.
+    """
     from tickvault import answers
 
     settings = _settings(data_dir, config, env_file)
@@ -231,7 +240,7 @@ def journal_stats(
 def journal_verify(
     as_json: AsJson = False, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
 ) -> None:
-    """Read every checksum again; name what is damaged; exit 1 if anything is."""
+    """Read every checksum; name what is damaged; exit 1 if any."""
     folder = recorded(_settings(data_dir, config, env_file).data_dir)
     damaged: list[str] = []
     head_seq, frames = 0, None
@@ -264,7 +273,7 @@ def rewind_command(
     config: Config = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
-    """Deliver a part of the journal again; only while no recorder runs."""
+    """Deliver a part of the journal again, while no recorder runs."""
     if (to_seq is None) == (to_time is None):
         raise ConfigurationError("expected exactly one of --to-seq N and --to-time T, e.g. --to-time 2026-11-23T09:15")
     settings = _settings(data_dir, config, env_file)
@@ -288,7 +297,10 @@ def rewind_command(
 
 @app.command()
 def check(config: Config = None, env_file: EnvFile = Path(".env"), data_dir: DataDir = None) -> None:
-    """Check settings, token, instruments, every sink, disk and clock; exit 1 if anything is amiss."""
+    """Try all that `run` needs; exit 1 if anything is amiss.
+
+    Settings, token, instruments, every sink, disk, clock and data folder.
+    """
     from tickvault.checks import run_checks
 
     settings = _settings(data_dir, config, env_file)

@@ -190,3 +190,12 @@ def test_a_rewind_that_moves_nothing_says_so(tmp_path: Path) -> None:
     assert stats(vault.path)["sinks"]["parquet"]["state"] == "stopped"
     shown = call("journal", "stats", environ=environ, folder=tmp_path).stdout
     assert "10 frames" in shown
+
+
+@pytest.mark.parametrize("words", [[], ["journal"]])
+def test_what_each_command_does_can_be_read_on_a_narrow_terminal(tmp_path: Path, words: list[str]) -> None:
+    """No line of the list of commands is cut off at 80 columns."""
+    shown = call(*words, "--help", environ={"COLUMNS": "80"}, folder=tmp_path).stdout
+    told = shown.partition("Commands:")[2]
+    assert told
+    assert "..." not in told

@@ -329,6 +329,9 @@ def test_drawn_secrets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert first.keys() == second.keys() == {"influx-token", "influx-password", "http-token"}
     assert second == {**first, "influx-token": "given"}
     assert all(len(text) >= 32 for text in first.values())
+    monkeypatch.setenv("INFLUX_TOKEN", "influxdb-token")  # TradeDataFeed's template
+    make.main(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == second
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o444}
 
 

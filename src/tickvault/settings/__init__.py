@@ -8,6 +8,7 @@ docs/reference/settings.md. A folder, since its parts say nothing without one an
 
 from tickvault.settings.demands import check_plaintext, require_recordable
 from tickvault.settings.loading import load_settings
+from tickvault.settings.precedence import is_placeholder
 from tickvault.settings.table import SETTINGS, Setting
 from tickvault.settings.tree import (
     DiskReserve,
@@ -38,6 +39,7 @@ __all__ = [
     "Settings",
     "UpstoxSettings",
     "check_plaintext",
+    "is_placeholder",
     "load_settings",
     "parse_list",
     "parse_subscriptions",

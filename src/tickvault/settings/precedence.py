@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tickvault.settings.layers import Findings, Layer
     from tickvault.settings.table import Setting
 
-__all__ = ["Given", "settle"]
+__all__ = ["Given", "is_placeholder", "settle"]
 
 # What TradeDataFeed's templates, README and compose files have where a value belongs.
 _PLACEHOLDERS: Final = frozenset(
@@ -110,6 +110,11 @@ def _nearest(name: str) -> str:
     return next((known for known in exact if known in KNOWN), difflib.get_close_matches(name, KNOWN, 1, 0)[0])
 
 
+def is_placeholder(text: str) -> bool:
+    """Tell whether a text is what a template of TradeDataFeed has where a value belongs."""
+    return text.lower() in _PLACEHOLDERS or _PLACEHOLDER_FORM.fullmatch(text.lower()) is not None
+
+
 def _meaningful(given: Given, findings: Findings) -> Given | None:
     """Return what was given, read from its file where it names one; None when it counts as not set."""
     if given.text and given.name in BY_FILE_NAME:
@@ -121,7 +126,7 @@ def _meaningful(given: Given, findings: Findings) -> Given | None:
         if not text:
             findings.warnings.append(f"the file that {given.origin} names is empty; it counts as not set")
         given = replace(given, text=text)
-    if given.text.lower() in _PLACEHOLDERS or _PLACEHOLDER_FORM.fullmatch(given.text.lower()):
+    if is_placeholder(given.text):
         findings.warnings.append(f"{given.origin} still has a template's placeholder; it counts as not set")
         return None
     return given if given.text else None
