@@ -41,6 +41,7 @@ _DOCS: Final = "Upstox documentation, market data feed V3"
 _LIMITS: Final = "Upstox documentation, market data feed V3, limits"
 _PROTO: Final = "Upstox documentation, MarketDataFeed.proto of September 2026"
 _LISTS: Final = "Upstox documentation, instruments"
+_MARKET: Final = "Upstox documentation, market information"
 _CAPTURE: Final = "published capture of one equity, March 2025"
 _LIVE: Final = "published measurements with 3,500 keys, September 2026"
 _CLIENTS: Final = "open-source clients' bug reports"
@@ -62,7 +63,7 @@ BEHAVIOURS: Final = (
         ("binary-requests", "requests are JSON in binary messages", _DOCS, "subscriptions.parse_request"),
         ("default-mode", "`sub` without a mode means ltpc", _DOCS, "subscriptions.parse_request"),
         ("market-info-first", "market_info, with 11 segments, is the first message", _DOCS, "server.Simulator.feed"),
-        ("market-info-again", "market_info comes again when a status changes", _DOCS, "exchange.Exchange.status"),
+        ("market-info-again", "market_info comes again when a status changes", _DOCS, "board.Board.run"),
         ("modes", "ltpc, option_greeks, full (5 levels), full_d30 (30 levels)", _DOCS, "frames.data_frame"),
         ("index-entry", "an index has ltpc and candles only", _PROTO, "frames.data_frame"),
         ("auction-fields", "iep, rp, ieq, iiqTotal, iiqM and ltpc.iep in auctions", _PROTO, "script.Auction"),
@@ -70,9 +71,15 @@ BEHAVIOURS: Final = (
         ("ping", "pings when there is nothing to send", _DOCS, "connection.Connection.run"),
         ("limits-other", "keys over the limits of ltpc, option_greeks, full_d30, combined", _LIMITS,
          "subscriptions.COMBINED"),
-        ("error-envelope", "errors are a list, every field in both casings, no data", _DOCS, "rest.Rest"),
+        ("error-envelope", "errors are a list, every field in both casings, no data", _DOCS, "envelope.error"),
         ("master-list", "fields, types and units of complete.json.gz", _LISTS, "master.master_row"),
         ("token-401", "a missing or refused token: 401 UDAPI100050", _DOCS, "rest.Rest.authorize"),
+        ("holidays", "the year's holidays, or a date's: closed exchanges, and open ones with their hours", _MARKET,
+         "bulletin.Bulletin.holidays"),
+        ("timings", "hours of seven exchanges on a date, none when all are closed", _MARKET,
+         "bulletin.Bulletin.timings"),
+        ("exchange-status", "an exchange's status, with that of its closing auction", _MARKET,
+         "bulletin.Bulletin.status"),
     ),
     *_all(
         Evidence.MEASURED,
@@ -130,6 +137,8 @@ BEHAVIOURS: Final = (
         ("greeks-mode-whole", "entries of option_greeks, ltpc and indices are always whole", "not published",
          "frames.data_frame"),
         ("i1-at-once", "I1 changes as soon as its minute is over", "seconds late are likely", "quote.Quote.change"),
+        ("market-without-token", "`/v2/market/…` does not ask for a token", "one client does without; not documented",
+         "bulletin.Bulletin"),
         ("close-codes", "a stop closes with 1001", "not published", "server.Simulator"),
     ),
 )  # fmt: skip

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from tickvault.model import Mode
-from tickvault.simulator.frames import SEGMENTS, data_frame, empty_entry, market_info
+from tickvault.simulator.frames import data_frame, empty_entry
 from tickvault.simulator.market import ALL, Market, Watch
-from tickvault.simulator.script import Auction, Halt, MarketStatus, Slow, Timed
+from tickvault.simulator.script import Auction, Halt, Slow, Timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,18 +24,13 @@ if TYPE_CHECKING:
     from tickvault.simulator.subscriptions import Answer
     from tickvault.simulator.universe import Instrument
 
-__all__ = ["Exchange", "pace", "wall_ms"]
+__all__ = ["Exchange", "pace"]
 
 _GRID_S: Final = 0.15
 _CHANCE: Final = 0.6  # of a frame at a point of the grid: 4 a second
 _SHORTEST_S: Final = 0.001  # about what the loop's timers can do
 
 T = TypeVar("T", bound=Timed)
-
-
-def wall_ms() -> int:
-    """Return the UTC wall clock in ms."""
-    return time.time_ns() // 1_000_000
 
 
 def pace(watched: int, rate: float) -> tuple[float, float]:
@@ -77,9 +71,6 @@ class Exchange:
         self._market = Market(universe, seed=settings.seed, start_ms=now_ms())
         self._watch = Watch(self._market.weights, {})
         self._rng = random.Random(settings.seed)  # noqa: S311  # when frames go out, not a secret
-        self._statuses = dict.fromkeys(SEGMENTS, "NORMAL_OPEN")
-        self._cas: dict[str, tuple[str, int]] = {}
-        self._pre_open: dict[str, tuple[str, int]] = {}
 
     def holds(self, kind: type[T]) -> T | None:
         """Return the fault of this kind that is in force."""
@@ -134,19 +125,6 @@ class Exchange:
         await connection.send(payload)
         self.frames_sent += 1
         self.updates_sent += updates
-
-    def status(self) -> bytes:
-        """Return a `market_info` frame with every status as it is now."""
-        frame = market_info(self._now_ms(), self._statuses, cas=self._cas, pre_open=self._pre_open)
-        return frame.SerializeToString(deterministic=True)
-
-    def set_status(self, step: MarketStatus) -> None:
-        """Change a status; the caller tells everybody."""
-        if step.scope == "segment":
-            self._statuses[step.segment] = step.status
-        else:
-            scope = self._cas if step.scope == "cas" else self._pre_open
-            scope[step.segment] = (step.status, self._now_ms())
 
     async def run_clock(self) -> None:
         """Let the market change, for ever, and note for every connection what has."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from tickvault.simulator.envelope import error
 from tickvault.simulator.master import master_list
 from tickvault.simulator.script import Refuse, RejectToken
 
@@ -25,9 +26,6 @@ FEED_PATH: Final = "/market-data-feeder/v3/upstox-developer-api/feeds"
 MASTER_PATH: Final = "/market-quote/instruments/exchange/complete.json.gz"
 TOKEN_PATH: Final = "/token"  # noqa: S105  # a path
 INSTRUMENTS_PATH: Final = "/instruments"
-
-_CODES: Final = {400: "UDAPI10000", 401: "UDAPI100050", 403: "UDAPI100067", 404: "UDAPI100060", 429: "UDAPI10005"}
-_MESSAGES: Final = {401: "Invalid token used to access API", 429: "Too Many Request Sent"}
 
 
 class Rest:
@@ -84,28 +82,13 @@ class Rest:
     def _refusal(self, request: web.Request) -> web.Response | None:
         now_s = asyncio.get_running_loop().time()
         if (refuse := self._conditions.now(Refuse, now_s)) is not None:
-            return _error(refuse.status)
+            return error(refuse.status)
         rejected = self._conditions.now(RejectToken, now_s) is not None
         if rejected or not self._gate.accepts(request.headers.get("Authorization", "")):
-            return _error(401)
+            return error(401)
         return None
 
     def _address(self, request: web.Request) -> str:
         request_id, code = self._gate.issue()
         # The host that the client called us by, so that it works through a container's or a tunnel's name too.
         return f"ws://{request.host}{FEED_PATH}?requestId={request_id}&code={code}"
-
-
-def _error(status: int) -> web.Response:
-    """Return the broker's error envelope: a list of errors, every field in both casings, no `data`."""
-    code, message = _CODES.get(status, "UDAPI100500"), _MESSAGES.get(status, "Something went wrong")
-    error = {
-        "errorCode": code,
-        "message": message,
-        "propertyPath": None,
-        "invalidValue": None,
-        "error_code": code,
-        "property_path": None,
-        "invalid_value": None,
-    }
-    return web.json_response({"status": "error", "errors": [error]}, status=status)

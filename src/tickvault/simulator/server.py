@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import datetime as dt
 import errno
 from typing import TYPE_CHECKING, Final, Self, assert_never
 
@@ -18,8 +17,12 @@ from aiohttp import web
 
 from tickvault.errors import Refused
 from tickvault.simulator import script as do
+from tickvault.simulator.board import Board
+from tickvault.simulator.bulletin import Bulletin
+from tickvault.simulator.calendar import ist_date
+from tickvault.simulator.clock import Clock
 from tickvault.simulator.connection import Connection
-from tickvault.simulator.exchange import Exchange, wall_ms
+from tickvault.simulator.exchange import Exchange
 from tickvault.simulator.framelog import FrameLog
 from tickvault.simulator.frames import garbage
 from tickvault.simulator.gate import Conditions, Gate
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Simulator", "serve"]
 
-_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30))
 _SHUTDOWN_S: Final = 1.0
 _MAX_REQUEST: Final = 4 * 1024 * 1024
 
@@ -51,19 +53,23 @@ class Simulator:
         instrument_keys: what is listed, in the order of the universe.
     """
 
-    def __init__(self, settings: SimulatorSettings, *, now_ms: Callable[[], int] = wall_ms) -> None:
-        """Take settings and, for tests, a wall clock; nothing is opened yet."""
-        self._settings, self._now_ms = settings, now_ms
+    def __init__(self, settings: SimulatorSettings) -> None:
+        """Take settings; nothing is opened yet."""
+        self._settings = settings
+        clock = Clock()
         self.port = 0
         self.url = ""
-        today = dt.datetime.fromtimestamp(now_ms() / 1000, _IST).date()
+        today = ist_date(clock.now_ms())
         universe = build_universe(settings.instruments, today)
         self.instrument_keys = tuple(one.key for one in universe)
         self._positions = {key: position for position, key in enumerate(self.instrument_keys)}
         self._conditions = Conditions()
         self._gate = Gate(settings.tokens)
         self._rest = Rest(universe, self._gate, self._conditions)
-        self._exchange = Exchange(universe, settings, self._conditions, now_ms)
+        self._exchange = Exchange(universe, settings, self._conditions, clock.now_ms)
+        calendar = settings.calendar.resolved(today)
+        self._board = Board(calendar, clock, settings.seed)
+        self._bulletin = Bulletin(calendar, self._board.statuses, clock.now_ms)
         self._accepted = 0
         self._ending = False
 
@@ -87,6 +93,7 @@ class Simulator:
             self._stack = stack.pop_all()
         self._tasks = await asyncio.TaskGroup().__aenter__()
         self._running = [self._tasks.create_task(self._exchange.run_clock(), name="simulator-clock")]
+        self._running.append(self._tasks.create_task(self._board.run(self._tell_statuses), name="simulator-calendar"))
         if steps:
             self._running.append(self._tasks.create_task(self._run_script(steps), name="simulator-script"))
         log.info("simulator.started", url=self.url, instruments=settings.instruments, seed=settings.seed)
@@ -152,7 +159,7 @@ class Simulator:
         number = self._accepted
         subscriptions = Subscriptions(self._positions, plus=self._settings.plus)
         connection = Connection(number, request, socket, subscriptions, self._exchange, self._settings.ping_after_s)
-        connection.offer(self._exchange.status())
+        connection.offer(self._board.frame())
         self._exchange.connections[number] = connection
         log.info("simulator.connected", conn=number)
         try:
@@ -167,7 +174,7 @@ class Simulator:
     async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
         settings = self._settings
         app = web.Application()
-        app.add_routes([*self._rest.routes(), web.get(FEED_PATH, self.feed)])
+        app.add_routes([*self._rest.routes(), *self._bulletin.routes(), web.get(FEED_PATH, self.feed)])
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -208,8 +215,8 @@ class Simulator:
             case do.Raw():
                 self._push_all(base64.b64decode(step.payload))
             case do.MarketStatus():
-                self._exchange.set_status(step)
-                self._push_all(self._exchange.status())
+                self._board.show(step.segment, step.scope, step.status)
+                self._tell_statuses()
             case do.Timed():
                 pass  # imposed above; whoever it concerns asks
             case _:
@@ -222,6 +229,9 @@ class Simulator:
         await asyncio.sleep(seconds)
         for connection in held:
             connection.hold_reading(hold=False)
+
+    def _tell_statuses(self) -> None:
+        self._push_all(self._board.frame())
 
     def _push_all(self, payload: bytes) -> None:
         for connection in self._exchange.connections.values():

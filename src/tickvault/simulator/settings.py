@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tickvault.errors import ConfigurationError
+from tickvault.simulator.calendar import ALWAYS_OPEN
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tickvault.simulator.calendar import Calendar
     from tickvault.simulator.script import Step
 
 __all__ = ["SimulatorSettings"]
@@ -33,6 +35,7 @@ class SimulatorSettings:
         log: file to which every data frame is appended before it is sent.
         tokens: access tokens that are accepted; None = any.
         plus: whether the account has the broker's Plus plan; without it full_d30 is ignored.
+        calendar: when the exchanges trade; statuses and `/v2/market/…` follow it.
         ping_after_s: seconds without data after which the server pings.
     """
 
@@ -45,6 +48,7 @@ class SimulatorSettings:
     log: Path | None = None
     tokens: frozenset[str] | None = None
     plus: bool = True
+    calendar: Calendar = ALWAYS_OPEN
     ping_after_s: float = 10.0
 
     def __post_init__(self) -> None:
