@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import itertools
-from typing import Any
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.simulator import Simulator, SimulatorSettings
-from tickvault.simulator.calendar import Calendar, Holiday, Hours, epoch_ms, ist_date
+from tickvault.simulator.calendar import Calendar, Holiday, Hours, epoch_ms, ist_date, parse_time_s
 from tickvault.simulator.clock import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 MUHURAT = dt.date(2026, 11, 8)
 DEADLINE_S = 20.0
@@ -129,3 +134,66 @@ async def test_a_squeezed_day_is_told_phase_by_phase() -> None:
     assert all(before != after for before, after in itertools.pairwise(told))
     assert status["status"] == "CLOSING_END"
     assert status["cas_eligible_status"]["status"] == "NORMAL_CLOSE"
+
+
+@asynccontextmanager
+async def recorded(start: str, until: str, **settings: Any) -> AsyncIterator[list[pb.FeedResponse]]:
+    """Every frame of a simulated span, at 600 times its pace, of one connection that has everything in full."""
+    frames: list[pb.FeedResponse] = []
+    day = dt.date.fromisoformat(start.partition("T")[0])
+    end_ms = epoch_ms(day, parse_time_s(until, "until"))
+    chosen = SimulatorSettings(calendar=Calendar(), start=start, speed=600.0, updates_per_second=1_000.0, **settings)
+    async with Simulator(chosen) as sim, aiohttp.ClientSession() as http:
+        authorize = sim.url + "/v3/feed/market-data-feed/authorize"
+        async with http.get(authorize, headers={"Authorization": "Bearer t"}) as response:
+            uri = (await response.json())["data"]["authorized_redirect_uri"]
+        async with http.ws_connect(uri, max_msg_size=0) as ws, asyncio.timeout(DEADLINE_S):
+            request = {"guid": "g", "method": "sub", "data": {"mode": "full", "instrumentKeys": sim.instrument_keys}}
+            await ws.send_bytes(json.dumps(request).encode())
+            while not frames or frames[-1].currentTs < end_ms:
+                frames.append(pb.FeedResponse.FromString((await ws.receive()).data))
+    yield frames
+
+
+def seen(frames: list[pb.FeedResponse], first: str, last: str) -> tuple[set[str], set[str]]:
+    """Return segments and equities that changed between two times."""
+    day = ist_date(frames[0].currentTs)
+    low, high = (epoch_ms(day, parse_time_s(text, "seen")) for text in (first, last))
+    keys = {k for f in frames if f.type == pb.live_feed and low <= f.currentTs < high for k in f.feeds}
+    return {key.partition("|")[0] for key in keys}, {key for key in keys if key.startswith("NSE_EQ")}
+
+
+async def test_a_morning_is_quiet_until_trading() -> None:
+    """Yesterday's trades in the snapshot, an auction with crossed books, a pause, then everything."""
+    async with recorded("2026-10-05T08:57", "09:25") as frames:
+        pass
+    snapshot = next(f for f in frames if f.type == pb.initial_feed)
+    equities = {k: v.fullFeed.marketFF for k, v in snapshot.feeds.items() if k.startswith("NSE_EQ")}
+    assert {ist_date(e.ltpc.ltt) for e in equities.values()} == {dt.date(2026, 10, 2)}
+    assert seen(frames, "08:57", "09:00") == (set(), set())
+    assert seen(frames, "09:00", "09:08")[0] == {"NSE_EQ"}
+    assert seen(frames, "09:11:30", "09:15") == (set(), set())
+    assert seen(frames, "09:15", "09:25")[0] == {"NSE_EQ", "NSE_INDEX", "NSE_FO"}
+    auction = [
+        e.fullFeed.marketFF
+        for f in frames
+        if f.type == pb.live_feed and f.currentTs < epoch_ms(dt.date(2026, 10, 5), 32_880)
+        for e in f.feeds.values()
+    ]
+    assert auction
+    assert all(e.iep > 0 and e.ltpc.HasField("iep") for e in auction)
+    assert all(e.marketLevel.bidAskQuote[0].bidP >= e.marketLevel.bidAskQuote[0].askP for e in auction)
+
+
+async def test_a_close_goes_through_the_closing_auction() -> None:
+    """Only those in it stop at 15:15; derivatives trade until 15:40, cash until 15:30, then nothing does."""
+    async with recorded("2026-10-05T14:50", "16:00", instruments=480) as frames:
+        pass
+    eligible = {k for f in frames for k, v in f.feeds.items() if v.fullFeed.marketFF.casEligible}
+    before, pause = seen(frames, "14:50", "15:14")[1], seen(frames, "15:17", "15:19:30")[1]
+    assert before & eligible
+    assert pause
+    assert not pause & eligible
+    assert seen(frames, "15:21", "15:26")[1] & eligible
+    assert seen(frames, "15:32", "15:38")[0] == {"NSE_FO"}
+    assert seen(frames, "15:43", "16:00") == (set(), set())

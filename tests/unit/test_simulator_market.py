@@ -13,7 +13,7 @@ from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.model import Mode
 from tickvault.simulator.exchange import pace
 from tickvault.simulator.frames import SEGMENTS, data_frame, empty_entry, garbage, market_info
-from tickvault.simulator.market import ALL, BOOK, GREEKS, LTPC, OHLC, TOTALS, TRADE, Market, Watch
+from tickvault.simulator.market import ALL, BOOK, GREEKS, LTPC, OHLC, TOTALS, TRADE, Auctioned, Market, Watch
 from tickvault.simulator.pricing import RATE, day_start_ms
 from tickvault.simulator.universe import Instrument, Kind, build_universe
 
@@ -42,7 +42,7 @@ def frames(
         yield now_ms, changed, data_frame(entries, now_ms, snapshot=False)
 
 
-def snapshot(market: Market, position: int, mode: Mode = Mode.FULL, *, auction: bool = False) -> pb.Feed:
+def snapshot(market: Market, position: int, mode: Mode = Mode.FULL, *, auction: Auctioned = Auctioned.NONE) -> pb.Feed:
     quote = market.look(position, START_MS, fresh=False)
     frame = data_frame([(quote, mode, ALL)], START_MS, snapshot=True, auction=auction)
     return frame.feeds[quote.instrument.key]
@@ -308,9 +308,9 @@ def test_in_an_auction_books_cross_and_nothing_trades() -> None:
     """Equities show indicative prices and a rung without price; no volume is added; derivatives go on."""
     market = Market(UNIVERSE, seed=1, start_ms=START_MS)
     before = snapshot(market, 4).fullFeed.marketFF.vtt
-    market.auction = True
+    market.auction = Auctioned.ALL
     market.advance(START_MS + 250, watch_all(market), len(UNIVERSE))
-    full = snapshot(market, 4, auction=True).fullFeed.marketFF
+    full = snapshot(market, 4, auction=Auctioned.ALL).fullFeed.marketFF
     assert full.vtt == before
     assert full.ltpc.HasField("iep")
     assert full.ltpc.iep.value == full.iep > 0
@@ -321,7 +321,7 @@ def test_in_an_auction_books_cross_and_nothing_trades() -> None:
     assert rungs[0].bidP > rungs[0].askP
     assert rungs[4].bidQ > 0
     assert rungs[4].bidP == rungs[4].askP == 0
-    future = snapshot(market, positions(Kind.FUTURE)[0], auction=True).fullFeed.marketFF
+    future = snapshot(market, positions(Kind.FUTURE)[0], auction=Auctioned.ALL).fullFeed.marketFF
     assert future.iep == 0
     assert not future.ltpc.HasField("iep")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from tickvault.simulator.frames import SEGMENTS, market_info
-from tickvault.simulator.timetable import following, standing
+from tickvault.simulator.timetable import CASH, following, standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -13,15 +14,28 @@ if TYPE_CHECKING:
     from tickvault.simulator.calendar import Calendar
     from tickvault.simulator.clock import Clock
 
-__all__ = ["Board"]
+__all__ = ["Activity", "Board"]
+
+
+class Activity(StrEnum):
+    """What an instrument may do."""
+
+    OPEN = "open"
+    AUCTION = "auction"
+    QUIET = "quiet"
 
 
 class Board:
-    """The statuses, and the task that changes them."""
+    """The statuses, and the task that changes them.
+
+    Attributes:
+        version: counts the changes.
+    """
 
     def __init__(self, calendar: Calendar, clock: Clock, seed: int) -> None:
         """Show what a calendar, whose holidays have dates, has for this moment."""
         self._calendar, self._clock, self._seed = calendar, clock, seed
+        self.version = 0
         self._shown_ms = clock.now_ms()
         self._statuses = standing(calendar, self._shown_ms, seed)
 
@@ -43,7 +57,22 @@ class Board:
         if self._statuses.get((scope, segment), ("", 0))[0] == status:
             return False
         self._statuses[scope, segment] = status, self._clock.now_ms()
+        self.version += 1
         return True
+
+    def activity(self, segment: str, *, cas_eligible: bool) -> Activity:
+        """Return what instruments of a segment may do, as its statuses say."""
+        status = self._statuses["segment", segment][0]
+        if segment not in CASH:
+            return Activity.OPEN if status == "NORMAL_OPEN" else Activity.QUIET
+        if status == "PRE_OPEN_START":
+            return Activity.AUCTION
+        if status != "NORMAL_OPEN":
+            return Activity.QUIET
+        auction = self._statuses.get(("cas", segment), ("", 0))[0]
+        if not cas_eligible or not auction:
+            return Activity.OPEN
+        return Activity.AUCTION if auction in {"CAS_LM_START", "CAS_M_STOP"} else Activity.QUIET
 
     async def run(self, tell: Callable[[], None]) -> None:
         """Follow the calendar, for ever; `tell` is called after the changes of each moment."""

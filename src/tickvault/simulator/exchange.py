@@ -10,13 +10,19 @@ import random
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from tickvault.model import Mode
+from tickvault.simulator.board import Activity
+from tickvault.simulator.calendar import ist_date
 from tickvault.simulator.frames import data_frame, empty_entry
-from tickvault.simulator.market import ALL, Market, Watch
+from tickvault.simulator.market import ALL, Auctioned, Market, Watch
 from tickvault.simulator.script import Auction, Halt, Slow, Timed
+from tickvault.simulator.timetable import last_trading_ms
+from tickvault.simulator.universe import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from tickvault.simulator.board import Board
+    from tickvault.simulator.clock import Clock
     from tickvault.simulator.connection import Connection
     from tickvault.simulator.framelog import FrameLog
     from tickvault.simulator.gate import Conditions
@@ -59,17 +65,23 @@ class Exchange:
         universe: Sequence[Instrument],
         settings: SimulatorSettings,
         conditions: Conditions,
-        now_ms: Callable[[], int],
+        board: Board,
+        clock: Clock,
     ) -> None:
         """List the universe at the present time; nobody is connected."""
         self.connections: dict[int, Connection] = {}
         self.frames_sent = 0
         self.updates_sent = 0
         self.log: FrameLog | None = None
-        self._universe, self._conditions, self._now_ms = universe, conditions, now_ms
+        self._universe, self._conditions, self._board, self._now_ms = universe, conditions, board, clock.now_ms
         self._rate = settings.updates_per_second
-        self._market = Market(universe, seed=settings.seed, start_ms=now_ms())
+        start_ms = clock.now_ms()
+        if board.activity("NSE_EQ", cas_eligible=False) is not Activity.OPEN:
+            start_ms = last_trading_ms(settings.calendar.resolved(ist_date(start_ms)), start_ms)
+        self._market = Market(universe, seed=settings.seed, start_ms=start_ms)
         self._watch = Watch(self._market.weights, {})
+        # Why these may change, and (they, their share of everything watched).
+        self._open: tuple[object, tuple[Watch, float]] = (None, (self._watch, 1.0))
         self._rng = random.Random(settings.seed)  # noqa: S311  # when frames go out, not a secret
 
     def holds(self, kind: type[T]) -> T | None:
@@ -80,7 +92,7 @@ class Exchange:
         """Watch what a connection now wants; what nobody looked at so far is brought up to the present."""
         now_ms = self._now_ms()
         for position in answer.positions:
-            if position not in self._watch.books:
+            if position not in self._watch.books and self._activity(position) is Activity.OPEN:
                 self._market.look(position, now_ms)
         self.watch_again()
 
@@ -142,6 +154,9 @@ class Exchange:
             await asyncio.sleep(due_s - loop.time())
             if self._rng.random() >= chance:
                 continue
+            # A status may have changed meanwhile.
+            watch, share = self._open_watch()
+            rate = self._rate * share
             now_s = loop.time()
             owed = min(owed + rate / factor * (now_s - told_s), rate + 1.0)
             told_s = now_s
@@ -151,15 +166,36 @@ class Exchange:
                 self._tick(watch, count)
 
     def _tick(self, watch: Watch, count: int) -> None:
-        self._market.auction = self.holds(Auction) is not None
         changes = self._market.advance(self._now_ms(), watch, count)
         for connection in self.connections.values():
             connection.mark(changes)
 
     def _open_watch(self) -> tuple[Watch, float]:
         """Return what may change now, and its share of everything watched."""
-        halt, watch = self.holds(Halt), self._watch
-        if halt is None or not watch.positions:
-            return watch, 1.0
-        books = {i: b for i, b in watch.books.items() if halt.segment not in {"", self._universe[i].segment}}
-        return Watch(self._market.weights, books), len(books) / len(watch.books)
+        halt, auction = self.holds(Halt), self.holds(Auction)
+        cause = (self._watch, self._board.version, halt, auction)
+        # Thousands of instruments are asked only when something is different.
+        if self._open[0] != cause:
+            self._market.auction = self._auctioned(forced=auction is not None)
+            watch = self._watch
+            books = {i: b for i, b in watch.books.items() if self._may_change(i, halt, forced=auction is not None)}
+            whole = len(books) == len(watch.books)
+            open_ = watch if whole else Watch(self._market.weights, books)
+            self._open = cause, (open_, 1.0 if whole else len(books) / len(watch.books))
+        return self._open[1]
+
+    def _auctioned(self, *, forced: bool) -> Auctioned:
+        if forced or self._board.activity("NSE_EQ", cas_eligible=False) is Activity.AUCTION:
+            return Auctioned.ALL
+        closing = self._board.activity("NSE_EQ", cas_eligible=True) is Activity.AUCTION
+        return Auctioned.ELIGIBLE if closing else Auctioned.NONE
+
+    def _may_change(self, position: int, halt: Halt | None, *, forced: bool) -> bool:
+        one = self._universe[position]
+        if halt is not None and halt.segment in {"", one.segment}:
+            return False
+        return (forced and one.kind is Kind.EQUITY) or self._activity(position) is not Activity.QUIET
+
+    def _activity(self, position: int) -> Activity:
+        one = self._universe[position]
+        return self._board.activity(one.segment, cas_eligible=one.cas_eligible)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.model import Mode
 from tickvault.simulator.book import LEVELS
-from tickvault.simulator.market import ALL, BOOK, GREEKS, LTPC, OHLC, TOTALS
+from tickvault.simulator.market import ALL, BOOK, GREEKS, LTPC, OHLC, TOTALS, Auctioned
 from tickvault.simulator.universe import Kind
 
 if TYPE_CHECKING:
@@ -34,18 +34,20 @@ _REFERENCE_QTY: Final = 5_000  # of an auction; its sign and size carry no meani
 Entry = tuple["Quote", Mode, int]
 
 
-def data_frame(entries: Iterable[Entry], now_ms: int, *, snapshot: bool, auction: bool = False) -> pb.FeedResponse:
+def data_frame(
+    entries: Iterable[Entry], now_ms: int, *, snapshot: bool, auction: Auctioned = Auctioned.NONE
+) -> pb.FeedResponse:
     """Build an `initial_feed` or `live_feed` frame.
 
     Args:
         entries: one per instrument.
         now_ms: becomes `currentTs`.
         snapshot: an initial feed; its type, 0, is not on the wire.
-        auction: the cash market is in a call auction.
+        auction: who is in a call auction.
     """
     frame = pb.FeedResponse(type=pb.Type.initial_feed if snapshot else pb.Type.live_feed, currentTs=now_ms)
     for quote, mode, parts in entries:
-        _fill(frame.feeds[quote.instrument.key], quote, mode, parts, auction=auction)
+        _fill(frame.feeds[quote.instrument.key], quote, mode, parts, auction=auction.has(quote.instrument))
     return frame
 
 
@@ -99,7 +101,6 @@ def garbage(size: int) -> bytes:
 
 def _fill(feed: pb.Feed, quote: Quote, mode: Mode, parts: int, *, auction: bool) -> None:
     one = quote.instrument
-    auction = auction and one.kind is Kind.EQUITY
     feed.requestMode = _REQUEST_MODES[mode]
     if mode is Mode.LTPC:
         _fill_ltpc(feed.ltpc, quote, auction=auction)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from tickvault.simulator.climate import Climate
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from tickvault.simulator.universe import Instrument
 
-__all__ = ["ALL", "BOOK", "GREEKS", "LTPC", "OHLC", "TOTALS", "TRADE", "Market", "Watch"]
+__all__ = ["ALL", "BOOK", "GREEKS", "LTPC", "OHLC", "TOTALS", "TRADE", "Auctioned", "Market", "Watch"]
 
 # Parts of an entry that one update brings, as bits.
 LTPC: Final = 1
@@ -36,6 +37,18 @@ TRADE: Final = LTPC | OHLC | TOTALS
 # one published capture has four whole entries to one without book and greeks.
 _PARTS: Final = ((0.72, ALL), (0.90, TRADE), (0.97, BOOK), (1.0, BOOK | GREEKS | TOTALS))
 _ACTIVITY: Final = 0.9  # exponent of Zipf's law
+
+
+class Auctioned(StrEnum):
+    """Which equities are in a call auction: their books cross, and nothing trades."""
+
+    NONE = "none"
+    ELIGIBLE = "eligible"  # for the closing auction
+    ALL = "all"
+
+    def has(self, one: Instrument) -> bool:
+        """Say whether an instrument is among them."""
+        return one.kind is Kind.EQUITY and (self is Auctioned.ALL or (self is Auctioned.ELIGIBLE and one.cas_eligible))
 
 
 class Watch:
@@ -61,13 +74,13 @@ class Market:
     Attributes:
         universe: what is listed.
         weights: relative activity by position in it.
-        auction: whether the cash market is in a call auction: books cross and nothing trades.
+        auction: who is in a call auction.
     """
 
     def __init__(self, universe: Sequence[Instrument], *, seed: int, start_ms: int) -> None:
         """List the universe at `start_ms` (epoch ms), as if the session had been running since its open."""
         self.universe = universe
-        self.auction = False
+        self.auction = Auctioned.NONE
         self._rng = rng = random.Random(seed)  # noqa: S311  # a market, not a secret
         self._climate = Climate(start_ms, 13.5)
         self.weights = tuple((1.0 + one.rank) ** -_ACTIVITY * math.exp(rng.gauss(0.0, 0.3)) for one in universe)
@@ -110,7 +123,7 @@ class Market:
         rng, one = self._rng, self.universe[position]
         chance = rng.random()
         parts = next(p for below, p in _PARTS if chance < below) if seen and one.kind is not Kind.INDEX else TRADE
-        if self.auction and one.kind is Kind.EQUITY:
+        if self.auction.has(one):
             parts, trade = ALL, False
         else:
             trade = parts == TRADE or (parts == ALL and rng.random() < 0.75)

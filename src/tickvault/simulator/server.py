@@ -56,7 +56,7 @@ class Simulator:
     def __init__(self, settings: SimulatorSettings) -> None:
         """Take settings; nothing is opened yet."""
         self._settings = settings
-        clock = Clock()
+        clock = Clock(start=settings.start, speed=settings.speed or 1.0)
         self.port = 0
         self.url = ""
         today = ist_date(clock.now_ms())
@@ -66,9 +66,9 @@ class Simulator:
         self._conditions = Conditions()
         self._gate = Gate(settings.tokens)
         self._rest = Rest(universe, self._gate, self._conditions)
-        self._exchange = Exchange(universe, settings, self._conditions, clock.now_ms)
         calendar = settings.calendar.resolved(today)
         self._board = Board(calendar, clock, settings.seed)
+        self._exchange = Exchange(universe, settings, self._conditions, self._board, clock)
         self._bulletin = Bulletin(calendar, self._board.statuses, clock.now_ms)
         self._accepted = 0
         self._ending = False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from tickvault.errors import ConfigurationError
 from tickvault.simulator.calendar import ALWAYS_OPEN
+from tickvault.simulator.clock import check_speed, parse_start_ms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +37,8 @@ class SimulatorSettings:
         tokens: access tokens that are accepted; None = any.
         plus: whether the account has the broker's Plus plan; without it full_d30 is ignored.
         calendar: when the exchanges trade; statuses and `/v2/market/…` follow it.
+        start: when in India the simulation starts, HH:MM[:SS] today or an ISO date with it; None = now.
+        speed: seconds of the simulation in one of the wall clock's; None = 1.
         ping_after_s: seconds without data after which the server pings.
     """
 
@@ -49,6 +52,8 @@ class SimulatorSettings:
     tokens: frozenset[str] | None = None
     plus: bool = True
     calendar: Calendar = ALWAYS_OPEN
+    start: str | None = None
+    speed: float | None = None
     ping_after_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -65,5 +70,9 @@ class SimulatorSettings:
             raise ConfigurationError(
                 f"--updates-per-second: expected 0 to {_MAX_UPDATES:g}, got {self.updates_per_second:g}"
             )
+        if self.start is not None:
+            parse_start_ms(self.start, 0, "--start")
+        if self.speed is not None:
+            check_speed(self.speed, "--speed")
         if not 0 < self.ping_after_s < math.inf:
             raise ConfigurationError(f"ping_after_s: expected more than 0, got {self.ping_after_s:g}")

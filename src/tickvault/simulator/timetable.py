@@ -14,7 +14,17 @@ if TYPE_CHECKING:
 
     from tickvault.simulator.calendar import Calendar, Hours, Phases
 
-__all__ = ["CASH", "EXCHANGE_OF", "SCOPES", "SEGMENT_OF", "Change", "following", "standing", "timetable"]
+__all__ = [
+    "CASH",
+    "EXCHANGE_OF",
+    "SCOPES",
+    "SEGMENT_OF",
+    "Change",
+    "following",
+    "last_trading_ms",
+    "standing",
+    "timetable",
+]
 
 EXCHANGE_OF: Final[Mapping[str, str]] = {
     "NSE_COM": "NSCOM",
@@ -91,6 +101,16 @@ def standing(calendar: Calendar, now_ms: int, seed: int) -> dict[tuple[str, str]
     # An auction's status is of its day.
     midnight_ms = epoch_ms(today, 0.0)
     return {place: held for place, held in found.items() if place[0] == "segment" or held[1] >= midnight_ms}
+
+
+def last_trading_ms(calendar: Calendar, now_ms: int) -> int:
+    """Return when the cash market last traded before a moment at which it does not: a market closed is one stopped."""
+    for back in range(_LOOK_BACK_DAYS):
+        day = ist_date(now_ms) - dt.timedelta(days=back)
+        hours = calendar.sessions(day).get("NSE")
+        if hours is not None and (end_ms := epoch_ms(day, hours.end_s) - 1_000) < now_ms:
+            return end_ms
+    return now_ms
 
 
 def following(calendar: Calendar, after_ms: int, seed: int) -> Iterator[Change]:
