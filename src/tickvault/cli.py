@@ -130,14 +130,26 @@ def simulate(
     instruments: Annotated[int, typer.Option("--instruments", help="How many instruments to list.")] = 100,
     updates_per_second: Annotated[float, typer.Option("--updates-per-second", help="Over all instruments.")] = 200.0,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same market.")] = 1,
-    script: Annotated[Path | None, typer.Option("--script", help="Faults to play; see docs/simulator.md.")] = None,
+    script: Annotated[
+        str | None, typer.Option("--script", help="What to play: a name from `--script list`, or a file.")
+    ] = None,
     log: Annotated[Path | None, typer.Option("--log", help="Write every data frame sent to this file.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", help="Start at this time in India: 08:55, or 2026-10-05T08:55.")
+    ] = None,
+    speed: Annotated[
+        float | None, typer.Option("--speed", help="Seconds of the simulation in one of the wall clock's.")
+    ] = None,
     duration: Duration = None,
 ) -> None:
     """Run only the simulator of the broker, with a synthetic market."""
+    from tickvault.simulator.reading import listing
     from tickvault.simulator.server import Simulator, serve
     from tickvault.simulator.settings import SimulatorSettings
 
+    if script == "list":
+        typer.echo(listing())
+        return
     logs.configure(level="info", form="auto", file=None, secrets=())
     settings = SimulatorSettings(
         host=host,
@@ -147,6 +159,8 @@ def simulate(
         seed=seed,
         script=script,
         log=log,
+        start=start,
+        speed=speed,
     )
 
     def ready(simulator: Simulator) -> None:

@@ -192,8 +192,8 @@ async def test_a_close_goes_through_the_closing_auction() -> None:
     eligible = {k for f in frames for k, v in f.feeds.items() if v.fullFeed.marketFF.casEligible}
     before, pause = seen(frames, "14:50", "15:14")[1], seen(frames, "15:17", "15:19:30")[1]
     assert before & eligible
-    assert pause
     assert not pause & eligible
+    assert seen(frames, "15:17", "15:30")[1] - eligible
     assert seen(frames, "15:21", "15:26")[1] & eligible
     assert seen(frames, "15:32", "15:38")[0] == {"NSE_FO"}
     assert seen(frames, "15:43", "16:00") == (set(), set())

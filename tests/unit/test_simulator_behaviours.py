@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from tickvault.simulator.behaviours import BEHAVIOURS, Behaviour, Evidence, behaviours_table
+from tickvault.simulator.cases import CASES, cases_table, scripts_table
+from tickvault.simulator.reading import load_script, script_names
+from tickvault.simulator.rules import Rules
 from tickvault.simulator.script import ACTIONS
 
 PAGE = Path(__file__).parents[2] / "docs" / "simulator.md"
@@ -43,3 +46,33 @@ def test_the_page_has_every_action_and_field() -> None:
         row = rows[f"`{do}`"]
         assert (kind.__doc__ or "").splitlines()[0] in row
         assert all(f"`{f.name}`" in row for f in fields(kind) if f.name not in {"at_s", "every_s"})
+
+
+def test_the_page_has_the_scripts_and_the_cases() -> None:
+    """Generated tables, word for word."""
+    page = PAGE.read_text()
+    assert scripts_table() in page
+    assert cases_table() in page
+
+
+def test_the_page_has_every_rule_and_its_default() -> None:
+    """One row each."""
+    lines = PAGE.read_text().splitlines()
+    for rule in fields(Rules):
+        default = str(rule.default).lower() if isinstance(rule.default, bool) else str(rule.default)
+        assert any(line.startswith(f"| `{rule.name}` | {default} |") for line in lines)
+
+
+def test_every_case_has_scripts_that_exist_and_every_script_a_case() -> None:
+    """Nothing is known that cannot be played, and nothing is played for no reason."""
+    assert all(case.scripts for case in CASES)
+    assert {name for case in CASES for name in case.scripts} == set(script_names())
+
+
+@pytest.mark.parametrize("name", script_names())
+def test_each_script_says_what_it_is(name: str) -> None:
+    """What it plays, how well it is known, who says so; one that only names the default has rules too."""
+    script = load_script(name)
+    assert script.about
+    assert script.source
+    assert script.steps or script.rules or script.calendar or name == "steady"

@@ -10,18 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tickvault.errors import ConfigurationError
-from tickvault.simulator.script import (
-    ACTIONS,
-    Close,
-    Garbage,
-    MarketStatus,
-    Mute,
-    Reset,
-    Slow,
-    load_script,
-    parse_steps,
-    timeline,
-)
+from tickvault.simulator.reading import load_script, parse_script, parse_steps, script_names, timeline
+from tickvault.simulator.script import ACTIONS, Close, Garbage, MarketStatus, Mute, Reset, Slow
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,16 +27,19 @@ def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
     steps = [{"at_s": 5, "do": "close", "code": 1011}, {"at_s": 7, "do": "mute", "seconds": math.inf, "every_s": 60}]
     plain.write_text(json.dumps(steps))
     wrapped.write_text(json.dumps({"steps": steps}))
-    assert load_script(toml) == load_script(plain) == load_script(wrapped) == expected
+    assert load_script(toml).steps == load_script(plain).steps == load_script(wrapped).steps == expected
 
 
 def test_every_action_parses() -> None:
     """Each name in ACTIONS makes its class."""
     fields = {"seconds": 1, "factor": 2, "payload": "AA==", "segment": "NSE_EQ", "status": "NORMAL_CLOSE"}
+    fields |= {"parts": "book", "what": "field", "sockets": "close", "body": "x"}
     for do, kind in ACTIONS.items():
         wanted = {name: fields[name] for name in kind.__dataclass_fields__ if name in fields}
-        if do == "refuse":
+        if do in {"refuse", "forbid"}:
             wanted["status"] = 429
+        if do == "refuse":
+            wanted["what"] = "all"
         (step,) = parse_steps([{"at_s": 0, "do": do, **wanted}])
         assert type(step) is kind
 
@@ -113,3 +106,60 @@ def test_auction_statuses_are_free_text() -> None:
     assert MarketStatus(at_s=0, segment="NSE_EQ", status="PRE_OPEN_M_END", scope="pre_open")
     with pytest.raises(ConfigurationError, match="scope"):
         MarketStatus(at_s=0, segment="NSE_EQ", status="NORMAL_OPEN", scope="all")
+
+
+def test_a_script_has_rules_a_calendar_and_a_clock() -> None:
+    """Beside its steps, which may happen at a time of day after its start, over midnight too."""
+    script = parse_script(
+        {
+            "about": "all of it",
+            "evidence": "measured",
+            "start": "23:59:30",
+            "speed": 10,
+            "rules": {"connections": 2, "address_life_s": 5},
+            "calendar": {"weekend": []},
+            "steps": [{"at": "00:00", "do": "reset"}, {"at_s": 1, "do": "mute", "seconds": 2, "conn": 1}],
+        }
+    )
+    assert script.speed == 10.0
+    assert script.rules == {"connections": 2, "address_life_s": 5.0}
+    assert script.calendar is not None
+    assert [step.at_s for step in script.steps] == [30.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ([], r"--script script: expected an object with steps, got list"),
+        ({"step": []}, r"unknown field 'step'; expected .* did you mean 'steps'"),
+        ({"about": 1}, r"about: expected a text, got 1"),
+        ({"evidence": "rumoured"}, r"evidence: expected one of documented, .* got 'rumoured'"),
+        ({"start": "noon"}, r"start: expected a time in India .* got 'noon'"),
+        ({"speed": "fast"}, r"speed: expected a number, got 'fast'"),
+        ({"speed": 0}, r"speed: expected 0.01 to 10000, got 0"),
+        ({"rules": []}, r"rules: expected a table of rules"),
+        ({"rules": {"sockets": 2}}, r"rules: unknown rule 'sockets'; expected one of plus, connections"),
+        ({"rules": {"connections": "2"}}, r"rules.connections: expected int, got '2'"),
+        ({"rules": {"plus": 1}}, r"rules.plus: expected bool, got 1"),
+        ({"rules": {"two_modes": "both"}}, r"rules: two_modes: expected one of last, first; got 'both'"),
+        ({"rules": {"reused_status": 200}}, r"rules: reused_status: expected 400 to 599, got 200"),
+        ({"calendar": {"days": []}}, r"calendar: unknown field 'days'"),
+        ({"steps": [{"at": "10:00", "do": "reset"}]}, r"step 1: at: a time of day needs the script's start"),
+        ({"start": "09:00", "steps": [{"at": "ten", "do": "reset"}]}, r"step 1: at: expected a time of day .* 'ten'"),
+        ({"steps": [{"at_s": 0, "do": "strange", "seconds": 1, "what": "x"}]}, r"what: expected one of type, mode"),
+        ({"steps": [{"at_s": 0, "do": "expire_token"}]}, r"\(expire_token\): sockets is missing; add sockets = <str>"),
+    ],
+)
+def test_mistakes_in_a_script_are_named(document: object, message: str) -> None:
+    """With the field, what was expected and what was got."""
+    with pytest.raises(ConfigurationError, match=message):
+        parse_script(document)
+
+
+def test_a_name_that_is_none_is_told_the_nearest() -> None:
+    """A file may be meant as well."""
+    assert "third-socket-evicts" in script_names()
+    with pytest.raises(
+        ConfigurationError, match=r"third-socket-evict: cannot be read.*did you mean 'third-socket-evicts'"
+    ):
+        load_script("third-socket-evict")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tickvault.errors import ConfigurationError
 from tickvault.model import Mode
 from tickvault.simulator.gate import Conditions, Gate
+from tickvault.simulator.rules import Rules
 from tickvault.simulator.script import Mute, Slow
 from tickvault.simulator.settings import SimulatorSettings
 from tickvault.simulator.subscriptions import Answer, Request, Subscriptions, parse_request
@@ -66,7 +67,7 @@ def test_parsing_never_fails(junk: bytes) -> None:
 
 def test_the_limit_of_full_is_silent_and_by_key() -> None:
     """2,000 keys are taken, the others dropped; a place freed can be taken."""
-    subs = Subscriptions(LISTED, plus=True)
+    subs = Subscriptions(LISTED, Rules())
     assert subs.apply(sub(0, 1500)).positions == tuple(range(1500))
     assert subs.apply(sub(1400, 2100)).positions == tuple(range(1400, 2000))
     assert subs.apply(sub(2000, 2010)) == Answer(mode=Mode.FULL)
@@ -77,7 +78,7 @@ def test_the_limit_of_full_is_silent_and_by_key() -> None:
 
 def test_limits_shrink_when_modes_are_mixed() -> None:
     """With ltpc in use too, full has 1,500 places."""
-    subs = Subscriptions(LISTED, plus=True)
+    subs = Subscriptions(LISTED, Rules())
     subs.apply(sub(5000, 5001, Mode.LTPC))
     assert len(subs.apply(sub(0, 2000)).positions) == 1500
 
@@ -85,19 +86,19 @@ def test_limits_shrink_when_modes_are_mixed() -> None:
 def test_other_limits() -> None:
     """5,000 for ltpc; option_greeks 3,000, full_d30 50."""
     for mode, limit in ((Mode.LTPC, 5000), (Mode.OPTION_GREEKS, 3000), (Mode.FULL_D30, 50)):
-        assert len(Subscriptions(LISTED, plus=True).apply(sub(0, 6000, mode)).positions) == limit
+        assert len(Subscriptions(LISTED, Rules()).apply(sub(0, 6000, mode)).positions) == limit
 
 
 def test_thirty_levels_need_the_plus_plan() -> None:
     """Without it they are ignored."""
-    subs = Subscriptions(LISTED, plus=False)
+    subs = Subscriptions(LISTED, Rules(plus=False))
     assert subs.apply(sub(0, 5, Mode.FULL_D30)) == Answer()
     assert subs.modes == {}
 
 
 def test_the_last_mode_wins() -> None:
     """A key has one mode."""
-    subs = Subscriptions(LISTED, plus=True)
+    subs = Subscriptions(LISTED, Rules())
     subs.apply(sub(0, 2))
     subs.apply(Request(method="change_mode", keys=("NSE_EQ|1",), mode=Mode.LTPC))
     assert subs.modes == {0: Mode.FULL, 1: Mode.LTPC}
@@ -106,35 +107,62 @@ def test_the_last_mode_wins() -> None:
 def test_wrong_keys() -> None:
     """A derivative by symbol gets an empty entry; an unknown key, or a wrong case, gets nothing."""
     keys = ("NSE_FO|NIFTY18NOV2025PE25950", "NSE_FO|999999", "NSE_EQ|X", "nse_eq|1", "NSE_FO|", "", "NSE_EQ|1")
-    answer = Subscriptions(LISTED, plus=True).apply(Request(method="sub", keys=keys, mode=Mode.FULL))
+    answer = Subscriptions(LISTED, Rules()).apply(Request(method="sub", keys=keys, mode=Mode.FULL))
     assert answer.malformed == ("NSE_FO|NIFTY18NOV2025PE25950",)
     assert answer.positions == (1,)
 
 
 def test_an_address_is_good_once() -> None:
     """A second use, a wrong code and an unknown id are refused."""
-    gate = Gate(None)
-    request_id, code = gate.issue()
-    assert gate.redeem(request_id, code)
-    assert not gate.redeem(request_id, code)
-    other, _ = gate.issue()
-    assert not gate.redeem(other, "guess")
-    assert not gate.redeem("", "")
+    gate = Gate(None, 60.0)
+    request_id, code = gate.issue(0.0)
+    assert gate.redeem(request_id, code, 1.0)
+    assert not gate.redeem(request_id, code, 1.0)
+    other, _ = gate.issue(0.0)
+    assert not gate.redeem(other, "guess", 1.0)
+    assert not gate.redeem("", "", 1.0)
 
 
 def test_tokens() -> None:
     """Any token will do unless some are named; after a rotation only the new one."""
-    assert Gate(None).accepts("Bearer anything")
-    assert not Gate(None).accepts("Bearer ")
-    assert not Gate(None).accepts("Basic x")
-    assert not Gate(None).accepts("")
-    gate = Gate(frozenset({"a"}))
+    assert Gate(None, 60.0).accepts("Bearer anything")
+    assert not Gate(None, 60.0).accepts("Bearer ")
+    assert not Gate(None, 60.0).accepts("Basic x")
+    assert not Gate(None, 60.0).accepts("")
+    gate = Gate(frozenset({"a"}), 60.0)
     assert gate.token == "a"
     assert gate.accepts("Bearer a")
     assert not gate.accepts("Bearer b")
-    gate.rotate()
+    token = gate.rotate()
+    assert gate.token == "a"
     assert not gate.accepts("Bearer a")
-    assert gate.accepts(f"Bearer {gate.token}")
+    assert gate.accepts(f"Bearer {token}")
+    another = gate.rotate(old_lives=True)
+    assert gate.accepts(f"Bearer {token}")
+    assert gate.accepts(f"Bearer {another}")
+
+
+def test_expired_tokens_are_those_seen() -> None:
+    """And the one given out; a token that nobody used yet is as good as before."""
+    gate = Gate(None, 60.0)
+    assert gate.accepts("Bearer yesterday")
+    token = gate.expire()
+    assert not gate.accepts("Bearer yesterday")
+    assert not gate.accepts(f"Bearer {gate.token}")
+    assert gate.accepts(f"Bearer {token}")
+    assert gate.accepts("Bearer today")
+    named = Gate(frozenset({"a"}), 60.0)
+    token = named.expire()
+    assert not named.accepts("Bearer a")
+    assert named.accepts(f"Bearer {token}")
+
+
+def test_an_address_grows_old() -> None:
+    """Good until its seconds are over."""
+    gate = Gate(None, 5.0)
+    young, old = gate.issue(0.0), gate.issue(0.0)
+    assert gate.redeem(*young, 4.9)
+    assert not gate.redeem(*old, 5.1)
 
 
 def test_conditions_end_and_replace_one_another() -> None:

@@ -7,7 +7,9 @@
 What it does carries, in behaviours.py, how well it is known that the broker does the same.
 """
 
+from tickvault.simulator.reading import Script, load_script, script_names
+from tickvault.simulator.rules import Rules
 from tickvault.simulator.server import Simulator, serve
 from tickvault.simulator.settings import SimulatorSettings
 
-__all__ = ["Simulator", "SimulatorSettings", "serve"]
+__all__ = ["Rules", "Script", "Simulator", "SimulatorSettings", "load_script", "script_names", "serve"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from aiohttp import WSMsgType, web
 
-from tickvault.simulator.script import Deaf, Mute, Stall, Timed
+from tickvault.simulator.script import AimedTimed, Deaf, Mute, NoSnapshot, Stall, Timed
 from tickvault.simulator.subscriptions import Answer, parse_request
 
 if TYPE_CHECKING:
@@ -18,13 +18,26 @@ if TYPE_CHECKING:
 
     from tickvault.simulator.subscriptions import Subscriptions
 
-__all__ = ["Connection", "Venue"]
+__all__ = ["Connection", "Venue", "reset"]
 
 _QUEUED: Final = 256  # snapshots and hand-made frames; at the bound requests wait, and TCP holds the client
 _POLL_S: Final = 0.02
 _CLOSE_S: Final = 1.0
 
 T = TypeVar("T", bound=Timed)
+A = TypeVar("A", bound=AimedTimed)
+
+
+def reset(transport: asyncio.Transport | None) -> None:
+    """End a TCP connection with RST instead of FIN."""
+    if transport is None:
+        return
+    raw = transport.get_extra_info("socket")
+    if raw is not None:
+        # Lingering for 0 s makes the kernel send RST.
+        with contextlib.suppress(OSError):
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 class Venue(Protocol):
@@ -48,6 +61,7 @@ class Connection:
         subscriptions: what it has asked for.
         dirty: position → parts changed since it was last told.
         gone: set when it has ended.
+        held: a live frame that is to follow the next one.
     """
 
     def __init__(
@@ -69,6 +83,8 @@ class Connection:
         self._queue: asyncio.Queue[bytes | Answer | None] = asyncio.Queue(_QUEUED)
         self._awaited: set[int] = set()  # snapshot not sent yet
         self._flushing = False
+        self._requests = 0
+        self.held: bytes | None = None
 
     async def run(self) -> None:
         """Serve until either side closes."""
@@ -119,15 +135,22 @@ class Connection:
 
     def abort(self) -> None:
         """Reset the TCP connection: the client sees neither a close frame nor an orderly end."""
-        transport = self._request.transport
-        if transport is None:
-            return
-        raw = transport.get_extra_info("socket")
-        if raw is not None:
-            # Lingering for 0 s makes the kernel send RST instead of FIN.
-            with contextlib.suppress(OSError):
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
+        reset(self._request.transport)
+
+    def hang_up(self) -> None:
+        """End the TCP connection in order: the client sees an end, and no close frame."""
+        if (transport := self._request.transport) is not None:
+            transport.close()
+
+    async def say(self, text: str) -> None:
+        """Send a text message."""
+        with contextlib.suppress(ConnectionResetError):
+            await self._socket.send_str(text)
+
+    def holds(self, kind: type[A]) -> A | None:
+        """Return the fault of this kind that is in force for this connection."""
+        step = self._venue.holds(kind)
+        return step if step is not None and step.conn in {0, self.number} else None
 
     def hold_reading(self, *, hold: bool) -> None:
         """Stop taking bytes from the socket, pings included, or go on."""
@@ -138,13 +161,16 @@ class Connection:
     async def _receive(self) -> None:
         async for message in self._socket:
             # A text frame is ignored, even with a well-formed request in it.
-            if message.type is not WSMsgType.BINARY or self._venue.holds(Deaf) is not None:
-                continue
-            request = parse_request(message.data)
+            request = parse_request(message.data) if message.type is WSMsgType.BINARY else None
             if request is None:
+                continue
+            self._requests += 1
+            if (deaf := self.holds(Deaf)) is not None and deaf.chunk in {0, self._requests}:
                 continue
             answer = self.subscriptions.apply(request)
             self._venue.subscribed(answer)
+            if (missing := self.holds(NoSnapshot)) is not None and missing.chunk in {0, self._requests}:
+                continue
             if answer.positions or answer.malformed:
                 self._awaited.update(answer.positions)
                 await self._queue.put(answer)
@@ -163,14 +189,15 @@ class Connection:
                 async with asyncio.timeout(self._ping_after_s):
                     return await self._queue.get()
             except TimeoutError:
-                await self._socket.ping()
+                if self.holds(Stall) is None:
+                    await self._socket.ping()
 
     async def _audible(self) -> None:
         waited_s = 0.0
-        while self._venue.holds(Mute) is not None or self._venue.holds(Stall) is not None:
+        while (stalled := self.holds(Stall) is not None) or self.holds(Mute) is not None:
             await asyncio.sleep(_POLL_S)
             waited_s += _POLL_S
-            if waited_s >= self._ping_after_s:
+            if waited_s >= self._ping_after_s and not stalled:
                 waited_s = 0.0
                 await self._socket.ping()
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from tickvault.model import Mode
 from tickvault.simulator.board import Activity
-from tickvault.simulator.calendar import ist_date
 from tickvault.simulator.frames import data_frame, empty_entry
 from tickvault.simulator.market import ALL, Auctioned, Market, Watch
-from tickvault.simulator.script import Auction, Halt, Slow, Timed
+from tickvault.simulator.script import Auction, Duplicate, Halt, Partial, Reorder, Slow, Strange, Timed
+from tickvault.simulator.strange import strange
 from tickvault.simulator.timetable import last_trading_ms
 from tickvault.simulator.universe import Kind
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tickvault.simulator.board import Board
+    from tickvault.simulator.calendar import Calendar
     from tickvault.simulator.clock import Clock
     from tickvault.simulator.connection import Connection
     from tickvault.simulator.framelog import FrameLog
@@ -64,6 +65,7 @@ class Exchange:
         self,
         universe: Sequence[Instrument],
         settings: SimulatorSettings,
+        calendar: Calendar,
         conditions: Conditions,
         board: Board,
         clock: Clock,
@@ -77,7 +79,7 @@ class Exchange:
         self._rate = settings.updates_per_second
         start_ms = clock.now_ms()
         if board.activity("NSE_EQ", cas_eligible=False) is not Activity.OPEN:
-            start_ms = last_trading_ms(settings.calendar.resolved(ist_date(start_ms)), start_ms)
+            start_ms = last_trading_ms(calendar, start_ms)
         self._market = Market(universe, seed=settings.seed, start_ms=start_ms)
         self._watch = Watch(self._market.weights, {})
         # Why these may change, and (they, their share of everything watched).
@@ -90,9 +92,9 @@ class Exchange:
 
     def subscribed(self, answer: Answer) -> None:
         """Watch what a connection now wants; what nobody looked at so far is brought up to the present."""
-        now_ms = self._now_ms()
+        now_ms, halt = self._now_ms(), self.holds(Halt)
         for position in answer.positions:
-            if position not in self._watch.books and self._activity(position) is Activity.OPEN:
+            if position not in self._watch.books and self._may_change(position, halt, forced=False):
                 self._market.look(position, now_ms)
         self.watch_again()
 
@@ -132,11 +134,25 @@ class Exchange:
         payload, updates = (item, 0) if isinstance(item, bytes) else self.render(connection, item)
         if not payload:
             return
-        if self.log is not None:
-            await self.log.record(connection.number, payload)
-        await connection.send(payload)
-        self.frames_sent += 1
+        for frame in [payload] if item is not None else self._garbled(connection, payload):
+            if self.log is not None:
+                await self.log.record(connection.number, frame)
+            await connection.send(frame)
+            self.frames_sent += 1
         self.updates_sent += updates
+
+    def _garbled(self, connection: Connection, payload: bytes) -> list[bytes]:
+        """Return the live frames that now leave, one for one unless a script says otherwise."""
+        if (odd := connection.holds(Strange)) is not None:
+            payload = strange(payload, odd.what)
+        held, connection.held = connection.held, None
+        if connection.holds(Reorder) is not None:
+            if held is None:
+                connection.held = payload
+                return []
+            return [payload, held]
+        frames = [payload] if held is None else [held, payload]
+        return [frame for frame in frames for _ in range(1 if connection.holds(Duplicate) is None else 2)]
 
     async def run_clock(self) -> None:
         """Let the market change, for ever, and note for every connection what has."""
@@ -166,6 +182,8 @@ class Exchange:
                 self._tick(watch, count)
 
     def _tick(self, watch: Watch, count: int) -> None:
+        partial = self.holds(Partial)
+        self._market.partial = "" if partial is None else partial.parts
         changes = self._market.advance(self._now_ms(), watch, count)
         for connection in self.connections.values():
             connection.mark(changes)

@@ -11,6 +11,8 @@ __all__ = ["Conditions", "Gate"]
 
 _MAX_OPEN_CODES: Final = 10_000  # issued and never used; the oldest are forgotten
 
+_MAX_SEEN: Final = 10_000
+
 T = TypeVar("T", bound=Timed)
 
 
@@ -21,9 +23,9 @@ class Conditions:
         """Start with none."""
         self._until: dict[type[Timed], tuple[float, Timed]] = {}
 
-    def impose(self, step: Timed, now_s: float) -> None:
-        """Let a step hold from `now_s` (monotonic seconds) on, for its seconds."""
-        self._until[type(step)] = (now_s + step.seconds, step)
+    def impose(self, step: Timed, now_s: float, speed: float = 1.0) -> None:
+        """Let a step hold from `now_s` (monotonic seconds) on, for its seconds of a clock that is `speed` times as fast."""
+        self._until[type(step)] = (now_s + step.seconds / speed, step)
 
     def now(self, kind: type[T], now_s: float) -> T | None:
         """Return the step of this kind that holds at `now_s`."""
@@ -38,33 +40,57 @@ class Gate:
         token: what `/token` gives out.
     """
 
-    def __init__(self, tokens: frozenset[str] | None) -> None:
-        """Accept `tokens`; None accepts any."""
+    def __init__(self, tokens: frozenset[str] | None, address_life_s: float) -> None:
+        """Accept `tokens`, or any (None); an address issued is good for `address_life_s`."""
         self.token = "simulator-token" if tokens is None else min(tokens, default="")
         self._accepted = tokens
-        self._rotations = 1
-        self._codes: dict[str, str] = {}
+        self._dead: set[str] = set()
+        self._seen: set[str] = set()
+        self._made = 1
+        self._life_s = address_life_s
+        self._codes: dict[str, tuple[str, float]] = {}
 
     def accepts(self, authorization: str) -> bool:
         """Say whether an Authorization header carries an accepted token."""
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
-        return scheme.lower() == "bearer" and bool(token) and (self._accepted is None or token in self._accepted)
+        if scheme.lower() != "bearer" or not token or token in self._dead:
+            return False
+        good = self._accepted is None or token in self._accepted
+        if good and len(self._seen) < _MAX_SEEN:
+            self._seen.add(token)
+        return good
 
-    def rotate(self) -> None:
-        """Replace every accepted token by a new one."""
-        self._rotations += 1
-        self.token = f"simulator-token-{self._rotations}"
-        self._accepted = frozenset({self.token})
+    def rotate(self, *, old_lives: bool = False) -> str:
+        """Return a new token that is accepted; every other one no more, unless the old ones live."""
+        token = self._make()
+        if not old_lives:
+            self._accepted = frozenset({token})
+        elif self._accepted is not None:
+            self._accepted |= {token}
+        return token
 
-    def issue(self) -> tuple[str, str]:
-        """Return a new (requestId, code) pair, good for one handshake."""
+    def expire(self) -> str:
+        """Return a new token; every one that was used or given out so far is accepted no more."""
+        self._dead |= self._seen | {self.token} | (self._accepted or frozenset())
+        token = self._make()
+        if self._accepted is not None:
+            self._accepted = frozenset({token})
+        return token
+
+    def issue(self, now_s: float) -> tuple[str, str]:
+        """Return a new (requestId, code) pair, good for one handshake from `now_s` (monotonic) on."""
         if len(self._codes) >= _MAX_OPEN_CODES:
             del self._codes[next(iter(self._codes))]
         request_id, code = str(uuid.uuid4()), str(uuid.uuid4())
-        self._codes[request_id] = code
+        self._codes[request_id] = code, now_s + self._life_s
         return request_id, code
 
-    def redeem(self, request_id: str, code: str) -> bool:
-        """Use a pair up; False if it was never issued or has been used."""
-        return bool(code) and self._codes.pop(request_id, None) == code
+    def redeem(self, request_id: str, code: str, now_s: float) -> bool:
+        """Use a pair up; False if it was never issued, has been used, or is too old."""
+        issued, until_s = self._codes.pop(request_id, ("", 0.0))
+        return bool(code) and issued == code and now_s < until_s
+
+    def _make(self) -> str:
+        self._made += 1
+        return f"simulator-token-{self._made}"

@@ -36,6 +36,7 @@ TRADE: Final = LTPC | OHLC | TOTALS
 # Cumulative chances of what an update brings. That these combinations occur is measured; how often each does, is not:
 # one published capture has four whole entries to one without book and greeks.
 _PARTS: Final = ((0.72, ALL), (0.90, TRADE), (0.97, BOOK), (1.0, BOOK | GREEKS | TOTALS))
+_PARTIAL: Final = {"book": BOOK, "trade": TRADE, "quote": ALL}
 _ACTIVITY: Final = 0.9  # exponent of Zipf's law
 
 
@@ -75,12 +76,14 @@ class Market:
         universe: what is listed.
         weights: relative activity by position in it.
         auction: who is in a call auction.
+        partial: what every update is to bring: `book`, `trade` or `quote`; empty for the usual mixture.
     """
 
     def __init__(self, universe: Sequence[Instrument], *, seed: int, start_ms: int) -> None:
         """List the universe at `start_ms` (epoch ms), as if the session had been running since its open."""
         self.universe = universe
         self.auction = Auctioned.NONE
+        self.partial = ""
         self._rng = rng = random.Random(seed)  # noqa: S311  # a market, not a secret
         self._climate = Climate(start_ms, 13.5)
         self.weights = tuple((1.0 + one.rank) ** -_ACTIVITY * math.exp(rng.gauss(0.0, 0.3)) for one in universe)
@@ -125,6 +128,8 @@ class Market:
         parts = next(p for below, p in _PARTS if chance < below) if seen and one.kind is not Kind.INDEX else TRADE
         if self.auction.has(one):
             parts, trade = ALL, False
+        elif self.partial and seen and one.kind is not Kind.INDEX:
+            parts, trade = _PARTIAL[self.partial], self.partial == "trade"
         else:
             trade = parts == TRADE or (parts == ALL and rng.random() < 0.75)
         self._quotes[position].change(rng, self._climate, now_ms, today_ms, trade=trade)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import gzip
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from tickvault.simulator.universe import Kind
@@ -20,10 +21,32 @@ _IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30))
 _FREEZE_LOTS: Final = 24.0  # an order of more lots than this has to be split; the true figure differs by instrument
 
 
-def master_list(universe: Sequence[Instrument]) -> bytes:
-    """Return the gzipped JSON array; the same bytes for the same universe."""
-    rows = [master_row(one, universe) for one in universe]
+def master_list(universe: Sequence[Instrument], *, drop: int = 0, reuse: int = 0) -> bytes:
+    """Return the gzipped JSON array; the same bytes for the same universe.
+
+    Args:
+        universe: what is listed.
+        drop: leave out this many derivatives, the last ones.
+        reuse: let this many of the others, the last ones, name contracts that expire four weeks later.
+    """
+    derivatives = [number for number, one in enumerate(universe) if one.expiry is not None]
+    gone = set(derivatives[len(derivatives) - drop :]) if drop else set()
+    left = [number for number in derivatives if number not in gone]
+    again = set(left[len(left) - reuse :]) if reuse else set()
+    rows = [
+        master_row(_later(one) if number in again else one, universe)
+        for number, one in enumerate(universe)
+        if number not in gone
+    ]
     return gzip.compress(json.dumps(rows, separators=(",", ":")).encode(), compresslevel=6, mtime=0)
+
+
+def _later(one: Instrument) -> Instrument:
+    """Return another contract under the same key: exchanges use their tokens again after expiry."""
+    assert one.expiry is not None
+    expiry = one.expiry + dt.timedelta(days=28)
+    symbol = f"{one.symbol.rsplit(' ', 3)[0]} {expiry.strftime('%d %b %y').upper()}"
+    return replace(one, expiry=expiry, symbol=symbol)
 
 
 def master_row(one: Instrument, universe: Sequence[Instrument]) -> dict[str, object]:

@@ -10,12 +10,13 @@ from aiohttp import web
 
 from tickvault.simulator.envelope import error
 from tickvault.simulator.master import master_list
-from tickvault.simulator.script import Refuse, RejectToken
+from tickvault.simulator.script import RejectToken, Relist
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tickvault.simulator.gate import Conditions, Gate
+    from tickvault.simulator.rules import Rules
     from tickvault.simulator.universe import Instrument
 
 __all__ = ["AUTHORIZE_PATH", "DIRECT_PATH", "FEED_PATH", "INSTRUMENTS_PATH", "MASTER_PATH", "TOKEN_PATH", "Rest"]
@@ -31,9 +32,10 @@ INSTRUMENTS_PATH: Final = "/instruments"
 class Rest:
     """Handlers of everything that is not a WebSocket."""
 
-    def __init__(self, universe: Sequence[Instrument], gate: Gate, conditions: Conditions) -> None:
+    def __init__(self, universe: Sequence[Instrument], gate: Gate, conditions: Conditions, rules: Rules) -> None:
         """Serve the universe's lists, and let in whom the gate lets in."""
-        self._universe, self._gate, self._conditions = universe, gate, conditions
+        self._universe, self._gate, self._conditions, self._rules = universe, gate, conditions, rules
+        self._listed = Relist(at_s=0.0)
         self._master = b""
         self._etag = ""
 
@@ -46,6 +48,10 @@ class Rest:
             web.get(INSTRUMENTS_PATH, self.instruments),
             web.get(MASTER_PATH, self.master),
         ]
+
+    def relist(self, step: Relist) -> None:
+        """Publish another master list."""
+        self._listed, self._master = step, b""
 
     async def authorize(self, request: web.Request) -> web.Response:
         """Give a single-use WebSocket address for a token."""
@@ -72,23 +78,23 @@ class Rest:
     async def master(self, request: web.Request) -> web.Response:
         """Give the master list, or 304 to whoever has it."""
         if not self._master:
-            self._master = await asyncio.to_thread(master_list, self._universe)
+            listed = self._listed
+            self._master = await asyncio.to_thread(master_list, self._universe, drop=listed.drop, reuse=listed.reuse)
             self._etag = hashlib.sha256(self._master).hexdigest()[:32]
-        headers = {"ETag": f'"{self._etag}"'}
-        if any(tag.value in {self._etag, "*"} for tag in request.if_none_match or ()):
+        tag = {"strong": f'"{self._etag}"', "weak": f'W/"{self._etag}"', "none": ""}[self._rules.etag]
+        headers = {"ETag": tag} if tag else {}
+        if tag and any(known.value in {self._etag, "*"} for known in request.if_none_match or ()):
             return web.Response(status=304, headers=headers)
         return web.Response(body=self._master, content_type="application/gzip", headers=headers)
 
     def _refusal(self, request: web.Request) -> web.Response | None:
         now_s = asyncio.get_running_loop().time()
-        if (refuse := self._conditions.now(Refuse, now_s)) is not None:
-            return error(refuse.status)
         rejected = self._conditions.now(RejectToken, now_s) is not None
         if rejected or not self._gate.accepts(request.headers.get("Authorization", "")):
             return error(401)
         return None
 
     def _address(self, request: web.Request) -> str:
-        request_id, code = self._gate.issue()
+        request_id, code = self._gate.issue(asyncio.get_running_loop().time())
         # The host that the client called us by, so that it works through a container's or a tunnel's name too.
         return f"ws://{request.host}{FEED_PATH}?requestId={request_id}&code={code}"

@@ -1,49 +1,60 @@
-"""Scripted faults as data (pure, but for reading the file): what goes wrong, when, and for how long."""
+"""Scripted faults as data (pure): what goes wrong, when, and for how long."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import difflib
-import json
 import math
-import tomllib
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, get_args
 
 from tickvault.errors import ConfigurationError
 from tickvault.simulator.frames import SEGMENTS, STATUSES
+from tickvault.simulator.strange import STRANGE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Mapping
 
 __all__ = [
     "ACTIONS",
+    "Aimed",
+    "AimedTimed",
     "Auction",
     "Close",
+    "Cloudflare",
     "Deaf",
+    "Duplicate",
+    "ExpireToken",
     "Forbid",
     "Garbage",
     "Halt",
+    "HangUp",
     "MarketStatus",
     "Mute",
+    "NoSnapshot",
+    "Partial",
     "Raw",
     "Refuse",
     "RejectToken",
+    "Relist",
+    "Reorder",
     "Reset",
     "RotateToken",
     "Slow",
     "Stall",
     "Step",
+    "Strange",
+    "Text",
     "Timed",
-    "load_script",
-    "parse_steps",
-    "timeline",
+    "nearest",
 ]
 
 _UNSENDABLE: Final = (1005, 1006, 1015)  # RFC 6455 §7.4.1 reserves them for the receiver's own use
 _SCOPES: Final = ("segment", "cas", "pre_open")
+_PARTIALS: Final = ("book", "trade", "quote")
+_REFUSABLE: Final = ("authorize", "master", "market", "token", "all")
+_CASINGS: Final = ("both", "snake", "camel")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +62,7 @@ class _Step:
     """When a step happens.
 
     Attributes:
-        at_s: seconds after the simulator's start.
+        at_s: seconds of the simulation after its start, or after the script was played.
         every_s: repeat after this many seconds each, at least 0.05; 0 = once.
     """
 
@@ -77,8 +88,26 @@ class Timed(_Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Close(_Step):
-    """Close every connection with a close frame."""
+class Aimed(_Step):
+    """Something done to connections.
+
+    Attributes:
+        conn: the number of the one it is done to, counted from 1 over the simulator's life; 0 = all.
+    """
+
+    conn: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AimedTimed(Timed):
+    """A condition of connections: of number `conn`, or of all (0)."""
+
+    conn: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close(Aimed):
+    """Close connections with a close frame."""
 
     code: int = 1000
 
@@ -91,23 +120,71 @@ class Close(_Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reset(_Step):
-    """Abort the TCP connections, without a close frame."""
+class Reset(Aimed):
+    """Abort TCP connections with a reset, without a close frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mute(Timed):
+class HangUp(Aimed):
+    """End TCP connections in order, without a close frame."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mute(AimedTimed):
     """Send no data; the client's pings are still answered, its requests still taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stall(Timed):
+class Stall(AimedTimed):
     """Send nothing and read nothing on the open connections, pings included: a peer that died without a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deaf(Timed):
-    """Ignore requests that arrive; what was subscribed goes on."""
+class Deaf(AimedTimed):
+    """Ignore requests that arrive, or each connection's `chunk`-th only; what was subscribed goes on."""
+
+    chunk: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoSnapshot(AimedTimed):
+    """Give no snapshot for requests, or for each connection's `chunk`-th only; updates come."""
+
+    chunk: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duplicate(AimedTimed):
+    """Send every live frame twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reorder(AimedTimed):
+    """Send live frames in pairs, the later one first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partial(Timed):
+    """Let every update bring one part only: `book`, `trade` (all but book and greeks) or `quote` (all, no trade)."""
+
+    parts: str
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        super(Partial, self).__post_init__()
+        _one_of(self, "parts", self.parts, _PARTIALS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strange(AimedTimed):
+    """Send live frames that a later protocol might: an unknown `type`, `mode`, `status` or `field`; or all `zeros`."""
+
+    what: str
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        super(Strange, self).__post_init__()
+        _one_of(self, "what", self.what, STRANGE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,24 +206,88 @@ class RejectToken(Timed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotateToken(_Step):
-    """Invalidate the token that `/token` has given so far; from now on it gives, and only it is accepted, another."""
+    """Make a new token; the old one `dies` or `lives`, and `/token` gives the new one `after_s` later."""
+
+    old: str = "dies"
+    after_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        super(RotateToken, self).__post_init__()
+        _one_of(self, "old", self.old, ("dies", "lives"))
+        _bounded(self, "after_s", self.after_s, 0.0, math.inf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpireToken(_Step):
+    """Let every token die, as at 03:30; open connections `survive` or `close`, `/token` has a new one `after_s` later."""
+
+    sockets: str
+    code: int = 1008
+    after_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        super(ExpireToken, self).__post_init__()
+        _one_of(self, "sockets", self.sockets, ("survive", "close"))
+        _bounded(self, "code", self.code, 1000, 4999)
+        _bounded(self, "after_s", self.after_s, 0.0, math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse(Timed):
-    """Answer authorize with an HTTP error."""
+    """Answer `what` (authorize, master, market, token, all) with an HTTP error, spelt in `casing` (both, snake, camel)."""
 
     status: int = 503
+    what: str = "authorize"
+    casing: str = "both"
+    code: str = ""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
         super(Refuse, self).__post_init__()
         _bounded(self, "status", self.status, 400, 599)
+        _one_of(self, "what", self.what, _REFUSABLE)
+        _one_of(self, "casing", self.casing, _CASINGS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cloudflare(Timed):
+    """Answer every HTTP request with the CDN's error 1010 in `form` (html or json): 403, and not the broker's envelope."""
+
+    form: str = "html"
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        super(Cloudflare, self).__post_init__()
+        _one_of(self, "form", self.form, ("html", "json"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forbid(Timed):
-    """Answer the WebSocket handshake with 403 although authorize said yes."""
+    """Answer the WebSocket handshake with `status` although authorize said yes; 0 resets the TCP connection instead."""
+
+    status: int = 403
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        super(Forbid, self).__post_init__()
+        if self.status:
+            _bounded(self, "status", self.status, 400, 599)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relist(_Step):
+    """Publish another master list: without the last `drop` derivatives, and `reuse` others naming other contracts."""
+
+    drop: int = 0
+    reuse: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        super(Relist, self).__post_init__()
+        _bounded(self, "drop", self.drop, 0, 20_000)
+        _bounded(self, "reuse", self.reuse, 0, 20_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +336,13 @@ class Raw(_Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Text(Aimed):
+    """Send a text message to connections."""
+
+    body: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MarketStatus(_Step):
     """Change a segment's status and tell everybody; a `cas` or `pre_open` status is free text, as the broker's is."""
 
@@ -212,8 +360,9 @@ class MarketStatus(_Step):
 
 
 Step = (
-    Close | Reset | Mute | Stall | Deaf | Slow | RejectToken | RotateToken | Refuse | Forbid | Halt | Auction | Garbage
-    | Raw | MarketStatus
+    Close | Reset | HangUp | Mute | Stall | Deaf | NoSnapshot | Slow | Duplicate | Reorder | Partial | Strange
+    | RejectToken | RotateToken | ExpireToken | Refuse | Cloudflare | Forbid | Relist | Halt | Auction | Garbage | Raw
+    | Text | MarketStatus
 )  # fmt: skip
 
 
@@ -225,90 +374,6 @@ def _snake(name: str) -> str:
 ACTIONS: Final[Mapping[str, type[Step]]] = {_snake(kind.__name__): kind for kind in get_args(Step)}
 
 
-def load_script(path: Path) -> tuple[Step, ...]:
-    """Read a script file: TOML (`[[steps]]`) or, when it is called *.json, JSON (a list, or an object with `steps`).
-
-    Raises:
-        ConfigurationError: it cannot be read, is not TOML or JSON, or a step is not as described in ACTIONS.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        document: object = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except OSError as exc:
-        raise ConfigurationError(f"--script {path}: cannot be read: {exc.strerror}; name a TOML or JSON file") from exc
-    except ValueError as exc:
-        kind = "JSON" if path.suffix == ".json" else "TOML (JSON files must be called *.json)"
-        raise ConfigurationError(f"--script {path}: not valid {kind}: {exc}") from exc
-    if isinstance(document, dict):
-        if unknown := set(document) - {"steps"}:
-            raise ConfigurationError(f"--script {path}: expected [[steps]] only, got {sorted(unknown)}")
-        document = document.get("steps", [])
-    return parse_steps(document, where=f"--script {path}")
-
-
-def parse_steps(document: object, *, where: str = "script") -> tuple[Step, ...]:
-    """Turn a list of objects into steps.
-
-    Raises:
-        ConfigurationError: names the step, what was expected and what was got.
-    """
-    if not isinstance(document, list):
-        raise ConfigurationError(f"{where}: expected a list of steps, got {type(document).__name__}")
-    return tuple(_parse(item, f"{where}: step {number}") for number, item in enumerate(document, 1))
-
-
-def timeline(steps: tuple[Step, ...], until_s: float = math.inf) -> Iterator[tuple[float, Step]]:
-    """Yield (seconds after start, step) in order, repetitions included, up to `until_s`."""
-    due = [(step.at_s, order, step) for order, step in enumerate(steps)]
-    while due:
-        at_s, order, step = min(due, key=lambda entry: entry[:2])
-        if at_s > until_s:
-            return
-        yield at_s, step
-        due.remove((at_s, order, step))
-        if step.every_s > 0:
-            due.append((at_s + step.every_s, order, step))
-
-
-def _parse(item: object, where: str) -> Step:
-    if not isinstance(item, dict):
-        raise ConfigurationError(f"{where}: expected an object such as {{at_s = 5.0, do = 'close'}}, got {item!r}")
-    values = {str(name): value for name, value in item.items()}
-    do = values.pop("do", None)
-    kind = ACTIONS.get(do) if isinstance(do, str) else None
-    if kind is None:
-        raise ConfigurationError(
-            f"{where}: do: expected one of {', '.join(ACTIONS)}; got {do!r}{_nearest(do, ACTIONS)}"
-        )
-    step, where = where, f"{where} ({do})"
-    allowed = {field.name: field for field in fields(kind)}
-    for name in values:
-        if name not in allowed:
-            raise ConfigurationError(
-                f"{where}: unknown field {name!r}; expected {', '.join(allowed)}{_nearest(name, allowed)}"
-            )
-    for name, field in allowed.items():
-        if name not in values and field.default is MISSING:
-            raise ConfigurationError(f"{where}: {name} is missing; add {name} = <{field.type}>")
-        if name in values:
-            values[name] = _typed(values[name], str(field.type), f"{where}: {name}")
-    try:
-        return kind(**values)
-    except ConfigurationError as exc:
-        raise ConfigurationError(f"{step}: {exc}") from exc
-
-
-def _typed(value: object, kind: str, where: str) -> object:
-    # bool is an int to Python, but not to whoever writes `code = true`.
-    if kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if kind == "int" and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind == "str" and isinstance(value, str):
-        return value
-    raise ConfigurationError(f"{where}: expected {kind}, got {value!r}")
-
-
 def _bounded(step: _Step, name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigurationError(f"{_snake(type(step).__name__)}: {name}: expected {low:g} to {high:g}, got {value:g}")
@@ -318,10 +383,11 @@ def _one_of(step: _Step, name: str, value: str, allowed: tuple[str, ...]) -> Non
     if value not in allowed:
         raise ConfigurationError(
             f"{_snake(type(step).__name__)}: {name}: expected one of {', '.join(allowed)}; got {value!r}"
-            f"{_nearest(value, allowed)}"
+            f"{nearest(value, allowed)}"
         )
 
 
-def _nearest(value: object, allowed: Mapping[str, object] | tuple[str, ...]) -> str:
+def nearest(value: object, allowed: Mapping[str, object] | tuple[str, ...]) -> str:
+    """Return a suggestion to end a message with, or nothing when no name is near."""
     close = difflib.get_close_matches(str(value), list(allowed), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

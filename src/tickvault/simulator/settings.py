@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from tickvault.errors import ConfigurationError
 from tickvault.simulator.calendar import ALWAYS_OPEN
 from tickvault.simulator.clock import check_speed, parse_start_ms
+from tickvault.simulator.rules import Rules
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tickvault.simulator.calendar import Calendar
+    from tickvault.simulator.reading import Script
     from tickvault.simulator.script import Step
 
 __all__ = ["SimulatorSettings"]
@@ -32,10 +34,10 @@ class SimulatorSettings:
         instruments: how many the master list has.
         updates_per_second: instrument updates in live frames, over all subscribed instruments, however many they are.
         seed: of the market; the same seed, start and subscriptions give the same market.
-        script: faults: a TOML or JSON file, or steps.
+        script: what to play: the name of a built-in script, a file, a script, or steps.
         log: file to which every data frame is appended before it is sent.
         tokens: access tokens that are accepted; None = any.
-        plus: whether the account has the broker's Plus plan; without it full_d30 is ignored.
+        rules: the account's, and the broker's habits; a script may have others.
         calendar: when the exchanges trade; statuses and `/v2/market/…` follow it.
         start: when in India the simulation starts, HH:MM[:SS] today or an ISO date with it; None = now.
         speed: seconds of the simulation in one of the wall clock's; None = 1.
@@ -47,10 +49,10 @@ class SimulatorSettings:
     instruments: int = 100
     updates_per_second: float = 100.0
     seed: int = 1
-    script: Path | tuple[Step, ...] | None = None
+    script: str | Path | Script | tuple[Step, ...] | None = None
     log: Path | None = None
     tokens: frozenset[str] | None = None
-    plus: bool = True
+    rules: Rules = field(default_factory=Rules)
     calendar: Calendar = ALWAYS_OPEN
     start: str | None = None
     speed: float | None = None

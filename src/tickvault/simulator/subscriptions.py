@@ -12,6 +12,8 @@ from tickvault.model import Mode, segment_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tickvault.simulator.rules import Rules
+
 __all__ = ["COMBINED", "INDIVIDUAL", "Answer", "Request", "Subscriptions", "parse_request"]
 
 # Keys a connection may have in a mode: alone, and while other modes are in use too.
@@ -77,11 +79,11 @@ class Subscriptions:
         modes: position in the universe → mode.
     """
 
-    def __init__(self, listed: Mapping[str, int], *, plus: bool) -> None:
+    def __init__(self, listed: Mapping[str, int], rules: Rules) -> None:
         """Start with nothing; `listed` maps key → position."""
         self.modes: dict[int, Mode] = {}
         self._listed = listed
-        self._plus = plus
+        self._rules = rules
         self._counts: Counter[Mode] = Counter()
 
     def apply(self, request: Request) -> Answer:
@@ -90,16 +92,20 @@ class Subscriptions:
             for key in request.keys:
                 self._drop(self._listed.get(key))
             return Answer()
-        if request.mode is Mode.FULL_D30 and not self._plus:
+        if request.mode is Mode.FULL_D30 and not self._rules.plus:
             return Answer()
         positions, malformed = [], []
         for key in request.keys:
             position = self._listed.get(key)
             if position is None:
-                if _is_malformed(key):
+                if _is_malformed(key, expired=self._rules.expired_keys == "empty"):
                     malformed.append(key)
+            elif self._keeps(position, request) or self._is_unseen(position):
+                continue
             elif self._put(position, request.mode):
                 positions.append(position)
+        if request.method == "change_mode" and not self._rules.change_snapshot:
+            return Answer()
         return Answer(positions=tuple(positions), malformed=tuple(malformed), mode=request.mode)
 
     def _put(self, position: int, mode: Mode) -> bool:
@@ -114,12 +120,20 @@ class Subscriptions:
         self._counts[mode] += 1
         return True
 
+    def _keeps(self, position: int, request: Request) -> bool:
+        first = self._rules.two_modes == "first" and request.method == "sub"
+        return first and self.modes.get(position, request.mode) is not request.mode
+
+    def _is_unseen(self, position: int) -> bool:
+        every = self._rules.unseen
+        return bool(every) and position % every == every - 1
+
     def _drop(self, position: int | None) -> None:
         if position is not None and (mode := self.modes.pop(position, None)) is not None:
             self._counts[mode] -= 1
 
 
-def _is_malformed(key: str) -> bool:
-    """Say whether a key names a derivative by something else than its numeric token."""
+def _is_malformed(key: str, *, expired: bool) -> bool:
+    """Say whether a key names a derivative by something else than its numeric token, or (`expired`) one not listed."""
     name = key.partition("|")[2]
-    return segment_of(key).endswith("_FO") and bool(name) and not name.isdigit()
+    return segment_of(key).endswith("_FO") and bool(name) and (expired or not name.isdigit())
