@@ -1,4 +1,4 @@
-"""The gap ledger: what was not recorded, folded from journal events and from nothing else.
+"""From journal events to gaps.
 
 | event | closes | opens |
 | --- | --- | --- |
