@@ -128,7 +128,7 @@ class Delivery:
         while True:
             reader = JournalReader(self._folder, self._cursor.seq)
             try:
-                ledger = await asyncio.to_thread(survey.ledger, self._folder, up_to_seq=self._cursor.seq)
+                ledger, _ = await asyncio.to_thread(survey.ledger, self._folder, up_to_seq=self._cursor.seq)
                 await self._from(reader, ledger)
             except _Restart:
                 continue

@@ -128,16 +128,19 @@ class Intake:
 
     def _commit_patiently(self, journal: Journal, state: State, items: Sequence[Received | Fact]) -> Committed:
         """Commit; on a full disk wait for room. Meanwhile the queue fills, and reading stops at its bound."""
-        told = False
+        since_ns, taken = 0, items
         while True:
             try:
                 return commit(journal, state, items)
             except JournalFull as exc:
                 if self._ending.is_set():
                     raise
-                if not told:
+                if not since_ns:
                     _log.error("journal.full", error=str(exc))
-                    told = True
+                    since_ns = self._wall_ns()
+                elif items is taken and not self._has_room(1):  # reading stands still: that is a gap
+                    full = {"state": "full", "since_ns": since_ns, "detail": str(exc)}
+                    items = [*taken, Fact("disk_full", full), Fact("disk_full", {"state": "room"})]
                 self._ending.wait(_FULL_PAUSE_S)
 
     async def _put(self, item: Received | Fact, size: int) -> None:

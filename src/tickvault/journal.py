@@ -29,7 +29,7 @@ from tickvault.segments import NewEvent, NewFrame
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tickvault.model import Definition, Gap
     from tickvault.state import State
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Committed", "Fact", "Journal", "Received", "boot_id", "examine"]
 
 _STEP_BACK_NS: Final = 1_000_000_000  # a clock set back by more is believed, and journalled
+_STALL_NS: Final = 3_000_000_000  # so long without a commit: the process or the machine stood still
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -81,6 +82,7 @@ class Journal:
         self.last_conn = 0
         self.definitions: dict[str, Definition] = {}
         self.ledger = Ledger()
+        self.gaps: tuple[Gap, ...] = ()  # all that the journal told when it was opened, as they then were
         self.max_segment_bytes = segments.MAX_BYTES
         self.max_segment_frames = segments.MAX_FRAMES
         self._purpose = purpose
@@ -89,7 +91,8 @@ class Journal:
         self._state = state
         self._wall_ns = wall_ns
         self._db: sqlite3.Connection | None = None
-        self._last_ns = 0
+        self._last_ns = 0  # of the last frame or heartbeat
+        self._committed_boot_ns: int | None = None  # the last commit, while heartbeats are due
         self._segment_bytes = 0
         self._segment_first = 1
 
@@ -131,29 +134,54 @@ class Journal:
         frames: list[NewFrame] = []
         events: list[NewEvent] = []
         seq, last_ns = self.last_seq, self._last_ns
+        still_ns = 0 if self._committed_boot_ns is None else _boot_ns() - self._committed_boot_ns
+        if still_ns > _STALL_NS:
+            events.append(self._event(Fact("stalled", {"for_ns": still_ns}), seq))
         for item in items:
-            if isinstance(item, Fact):
-                events.append(self._event(item, seq))
+            at_ns = self._time_of(item)
+            in_order = isinstance(item, Received) or item.kind == "alive"  # other facts may have waited elsewhere
+            if in_order and at_ns < last_ns - _STEP_BACK_NS:
+                events.append(self._event(Fact("clock_step", {"from_ns": last_ns, "to_ns": at_ns}), seq))
+                last_ns = at_ns - 1
+            if isinstance(item, Received):
+                seq, last_ns = seq + 1, max(last_ns + 1, at_ns)
+                frames.append(NewFrame(seq, last_ns, item.conn, item.payload))
                 continue
-            received_ns = max(last_ns + 1, item.received_ns)
-            if item.received_ns < last_ns - _STEP_BACK_NS:
-                received_ns = item.received_ns
-                events.append(self._event(Fact("clock_step", {"from_ns": last_ns, "to_ns": received_ns}), seq))
-            seq, last_ns = seq + 1, received_ns
-            frames.append(NewFrame(seq, received_ns, item.conn, item.payload))
+            events.append(self._event(replace(item, at_ns=at_ns), seq))
+            last_ns = max(last_ns, at_ns) if in_order else last_ns
         self._roll_if_full()
         assert self._db is not None
-        segments.append(self._db, frames, events)
+        try:
+            segments.append(self._db, frames, events)
+        except JournalFull:
+            self._beat()  # it does not stand still, it has no room
+            raise
         self.last_seq, self._last_ns = seq, last_ns
         self._segment_bytes += sum(len(frame.payload) + 64 for frame in frames)
+        gaps = self._fold(map(_as_event, events))
+        self._beat(begin=bool(frames) or any(event.kind == "alive" for event in events))
+        return Committed(seq, tuple(gaps))
+
+    def _beat(self, *, begin: bool = False) -> None:
+        """Note a sign of life; from the first frame or heartbeat on they are due, to the stop."""
+        if begin or self._committed_boot_ns is not None:
+            self._committed_boot_ns = None if self.stopped else _boot_ns()
+
+    def _time_of(self, item: Received | Fact) -> int:
+        if isinstance(item, Received):
+            return item.received_ns
+        return self._wall_ns() if item.at_ns is None else item.at_ns
+
+    def _fold(self, events: Iterable[Event]) -> list[Gap]:
+        """Learn what was just committed; return the gaps that it opened or closed."""
         gaps: list[Gap] = []
-        for event in map(_as_event, events):
+        for event in events:
             gaps += self.ledger.apply(event)
             if event.kind in {"start", "stop"}:
                 self.stopped = event.kind == "stop"
             if event.kind == "defs":
                 self._learn(event)
-        return Committed(seq, tuple(gaps))
+        return gaps if self.stopped else gaps + self.ledger.passed(self._last_ns)
 
     def define(self, definitions: Mapping[str, Definition]) -> Fact | None:
         """Return the fact that brings changed definitions into force, None if all are in force already."""
@@ -203,9 +231,10 @@ class Journal:
         if self.last_seq > readable:
             lost = {"from": readable + 1, "to": self.last_seq, "reason": "missing from the journal at start"}
             facts.insert(0, Fact("lost", lost))
-        self.ledger = survey.ledger(self._folder)
+        self.ledger, told = survey.ledger(self._folder)
         self._continue_or_begin(born)
-        self.append(facts)
+        told += self.append(facts).gaps
+        self.gaps = tuple({gap.key: gap for gap in told}.values())
 
     def _highest_seq(self, readable: int) -> int:
         """Return the highest seq that may have been used, as far as the state, or what was set aside, tells."""
@@ -259,16 +288,19 @@ class Journal:
             self._begin_segment()
 
     def _event(self, fact: Fact, after_seq: int) -> NewEvent:
-        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         if fact.kind == "conn" and isinstance(number := fact.body.get("conn"), int):
             self.last_conn = max(self.last_conn, number)
         at_ns = self._wall_ns() if fact.at_ns is None else fact.at_ns
         if fact.kind in {"start", "stop"} and self._purpose != RECORD:
             fact = replace(fact, body={**fact.body, "purpose": self._purpose})
-        return NewEvent(after_seq, at_ns, boot_ns, fact.kind, fact.body)
+        return NewEvent(after_seq, at_ns, _boot_ns(), fact.kind, fact.body)
 
     def _learn(self, event: Event) -> None:
         self.definitions |= {one.instrument_key: one for one in segments.definitions_of(event)}
+
+
+def _boot_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def boot_id() -> str:

@@ -177,7 +177,8 @@ class Event:
     """One journalled fact. It takes effect before frame `after_seq + 1`.
 
     Attributes:
-        kind: start, stop, alive, conn, sub, defs, calendar, clock_step, lost, disk_full or cursor_moved.
+        kind: start, stop, alive, conn, sub, defs, calendar, watch, clock_step, stalled, lost, disk_full or
+            cursor_moved.
         at_ns: UTC wall clock in ns.
         boot_ns: time since boot in ns (runs on while the machine sleeps).
         body: JSON object.
@@ -231,6 +232,11 @@ class Gap:
     reason: str
     planned: bool
     detail: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What makes it the same gap, however it goes on."""
+        return self.scope, self.subject, self.opened_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,13 +11,13 @@ import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
 import structlog
 
-from tickvault import __version__, snapshots, survey
+from tickvault import __version__, snapshots
 from tickvault.brokers.upstox.api import UpstoxApi
 from tickvault.brokers.upstox.feed import Feed
 from tickvault.brokers.upstox.instruments import InstrumentList
@@ -29,7 +29,6 @@ from tickvault.errors import FeedUnavailable, JournalFull, Refused
 from tickvault.health import FeedHealth
 from tickvault.intake import Intake, Progress, commit, gap_notices
 from tickvault.journal import Fact, Journal
-from tickvault.ledger import KINDS, Ledger
 from tickvault.notify import Notifier
 from tickvault.rewind import Cursors
 from tickvault.sinks.influx import InfluxSink
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tickvault.health import Snapshot
-    from tickvault.model import Gap, Sink, Subscription
+    from tickvault.model import Sink, Subscription
     from tickvault.settings import InfluxSettings, NotifySettings, Settings
     from tickvault.state import Cursor
 
@@ -107,7 +106,7 @@ class Recorder:
             first_seq = journal.last_seq
             executor = ThreadPoolExecutor(1, thread_name_prefix="journal")
             stack.callback(_close_journal, executor, journal, state)
-            await asyncio.to_thread(_reconcile_gaps, folder, journal, state, self._wall_ns())
+            await asyncio.to_thread(_reconcile_gaps, journal, state, self._wall_ns())
             session = await stack.enter_async_context(aiohttp.ClientSession())
             self._intake = Intake(
                 max_frames=self._settings.queue_frames, max_bytes=self._settings.queue_bytes, wall_ns=self._wall_ns
@@ -404,15 +403,14 @@ def _wanted_events(notify: NotifySettings | None) -> frozenset[str] | None:
     return frozenset(f"{event}:{sink}" for event in notify.events for sink in notify.sinks)
 
 
-def _reconcile_gaps(folder: DataFolder, journal: Journal, state: State, now_ns: int) -> None:
+def _reconcile_gaps(journal: Journal, state: State, now_ns: int) -> None:
     """Bring the state's gaps up to the journal's: what a crash kept from being written, and the `start` just made."""
-    gaps: dict[tuple[str, str, int], Gap] = {}
-    fold = Ledger()
-    for event in survey.events(folder.journal, KINDS):
-        for gap in fold.apply(event):
-            gaps[gap.scope, gap.subject, gap.opened_ns] = gap
-    known = {(gap.scope, gap.subject, gap.opened_ns): gap for gap in state.gaps()}
-    changed = [gap for key, gap in gaps.items() if known.get(key) != gap]
+    known = {gap.key: gap for gap in state.gaps()}
+    told = {gap.key for gap in journal.gaps}
+    changed = [gap for gap in journal.gaps if known.get(gap.key) != gap]
+    # Open in the state and not in the journal, which was pruned, or is another one's: nothing will ever close it.
+    orphans = [gap for key, gap in known.items() if gap.closed_ns is None and key not in told]
+    changed += [replace(gap, closed_ns=max(gap.opened_ns, now_ns)) for gap in orphans]
     if changed:
         notices = gap_notices(changed, known=known.values(), recorder_id=journal.recorder_id, seq=journal.last_seq)
         state.put_gaps(changed, notices=notices, now_ns=now_ns)

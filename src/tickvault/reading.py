@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tickvault import segments
 from tickvault.errors import JournalDamaged
+from tickvault.ledger import KINDS
 
 if TYPE_CHECKING:
     import sqlite3
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Chunk", "JournalReader"]
 
+_GOVERNING: Final = (*KINDS, "defs")  # what rows, and rows of gaps, depend on
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
@@ -25,7 +28,7 @@ class Chunk:
 
     Attributes:
         lo: first seq covered; `hi` the last. Frames are dense between them but for `lost` ranges.
-        events: in force at frames of this run, from before `lo` on.
+        events: in force at frames of this run, from before `lo` on, as far as rows depend on them.
         definitions: instrument key → definition in force.
         changed: definitions that came into force at `lo`.
     """
@@ -126,7 +129,9 @@ class JournalReader:
             return False
         assert self._db is not None
         with segments.damage_named(self._path):
-            self._trailing += segments.read_events(self._db, after_seq=self._after_seq, up_to_seq=segments.NO_END)
+            self._trailing += segments.read_events(
+                self._db, after_seq=self._after_seq, up_to_seq=segments.NO_END, kinds=_GOVERNING
+            )
         self._close()
         with segments.damage_named(behind[0]):
             self._path, self._db = behind[0], segments.reader(behind[0])
@@ -143,7 +148,7 @@ class JournalReader:
         if not frames:
             return None
         lo = self._after_seq + 1
-        here = segments.read_events(self._db, after_seq=self._after_seq, up_to_seq=frames[-1].seq)
+        here = segments.read_events(self._db, after_seq=self._after_seq, up_to_seq=frames[-1].seq, kinds=_GOVERNING)
         for event in here:
             if event.kind == "defs" and event.body.get("carried"):  # differs only where a segment before it was lost
                 self._definitions |= {one.instrument_key: one for one in segments.definitions_of(event)}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from tickvault.model import Event
+    from tickvault.model import Event, Gap
 
 __all__ = [
     "Stats",
@@ -46,9 +46,11 @@ def generations(folder: Path) -> dict[str, int]:
     return found
 
 
-def ledger(folder: Path, *, up_to_seq: int = segments.NO_END) -> Ledger:
-    """Fold the ledger up to the events in force at frame `up_to_seq`."""
-    return Ledger(events(folder, KINDS, up_to_seq=up_to_seq))
+def ledger(folder: Path, *, up_to_seq: int = segments.NO_END) -> tuple[Ledger, list[Gap]]:
+    """Fold the ledger up to the events in force at frame `up_to_seq`; return it, and every gap each time it changed."""
+    folded = Ledger()
+    told = [gap for event in events(folder, KINDS, up_to_seq=up_to_seq) for gap in folded.apply(event)]
+    return folded, told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

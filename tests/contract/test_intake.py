@@ -91,6 +91,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_what_is_queued_is_journalled_in_order(desk: Desk) -> None:
     """Facts keep their place between the frames; progress is told once it is durable."""
     task = desk.record()
+    await desk.intake.fact("conn", {"conn": 1, "state": "open"})
     await desk.frames(1, 2)
     await desk.intake.fact("conn", {"conn": 1, "state": "closed", "reason": "eof"})
     await desk.frames(3)
@@ -233,6 +234,28 @@ async def test_a_quiet_second_is_journalled_as_alive(desk: Desk, monkeypatch: py
     await until(lambda: len(list(events(desk.folder, ("alive",)))) >= 3)
     await desk.intake.close()
     await task
+
+
+async def test_a_full_disk_at_which_reading_stood_still_is_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first commit that failed to the one that did not."""
+    monkeypatch.setattr(intakes, "_FULL_PAUSE_S", 0.01)
+    desk = Desk(tmp_path, max_frames=1)
+    task = desk.record()
+    desk.journal.gate.clear()
+    await desk.frames(1)
+    reader = asyncio.create_task(desk.frames(2, 3))
+    await until(lambda: desk.intake.waits > 0)
+    desk.journal.full = 3
+    desk.journal.gate.set()
+    await reader
+    await desk.intake.close()
+    await task
+    assert desk.journalled() == [1, 2, 3]
+    facts = list(events(desk.folder, ("disk_full",)))
+    await asyncio.to_thread(desk.close)
+    assert [(one.after_seq, one.body["state"]) for one in facts] == [(1, "full"), (1, "room")]
 
 
 async def test_waiting_for_progress_ends_with_the_time_or_the_frame() -> None:

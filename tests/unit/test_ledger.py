@@ -2,17 +2,66 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tickvault.ledger import Ledger
+from tickvault.ledger import KINDS, MEANINGS, Interval, Ledger, Sessions, State, intervals
 from tickvault.model import Event
 
 if TYPE_CHECKING:
     from tickvault.model import Gap
 
+S = 10**9
+EQ, FO = "NSE_EQ|A", "NSE_FO|1"
+
 
 def event(kind: str, at_ns: int, **body: object) -> Event:
     return Event(after_seq=0, at_ns=at_ns, boot_ns=0, kind=kind, body=body)
+
+
+def beat(kind: str, at_s: float, *, seq: int = 0, **body: object) -> Event:
+    """Return an event in seconds."""
+    return Event(after_seq=seq, at_ns=int(at_s * S), boot_ns=0, kind=kind, body=body)
+
+
+def sub(at_s: float, conn: int, *keys: str) -> Event:
+    return beat("sub", at_s, seq=int(at_s), conn=conn, keys=list(keys))
+
+
+def opened(at_s: float, conn: int = 1) -> Event:
+    return beat("conn", at_s, seq=int(at_s), conn=conn, state="open")
+
+
+def closed(at_s: float, conn: int = 1, reason: str = "lost") -> Event:
+    return beat("conn", at_s, seq=int(at_s), conn=conn, state="closed", reason=reason)
+
+
+def calendar(at_s: float, *windows: tuple[float, float], to_s: float = 10_000, segment: str = "NSE_EQ") -> Event:
+    sessions = Sessions(
+        from_ns=0, to_ns=int(to_s * S), windows={segment: tuple((int(a * S), int(b * S)) for a, b in windows)}
+    )
+    return beat("calendar", at_s, seq=int(at_s), **sessions.body())
+
+
+def gaps_of(*events: Event) -> list[tuple[str, str, str, float, float | None]]:
+    """Return (scope, subject, reason, opened, closed) in s of every gap as it was last told."""
+    ledger, gaps = Ledger(), dict[tuple[str, str, int], "Gap"]()
+    for one in events:
+        for gap in ledger.apply(one):
+            gaps[gap.scope, gap.subject, gap.opened_ns] = gap
+    assert set(ledger.open) == {gap for gap in gaps.values() if gap.closed_ns is None}
+    return [
+        (one.scope, one.subject, one.reason, one.opened_ns / S, None if one.closed_ns is None else one.closed_ns / S)
+        for one in gaps.values()
+    ]
+
+
+def states(found: tuple[Interval, ...]) -> list[tuple[str, float, float]]:
+    return [(one.state.value, one.from_ns / S, one.to_ns / S) for one in found]
+
+
+START = (beat("start", 10, last_ns=0), opened(11), sub(11, 1, EQ))
 
 
 def told(*events: Event) -> list[tuple[str, str, int, int | None]]:
@@ -95,4 +144,254 @@ def test_folding_in_parts_is_folding_at_once() -> None:
     part = Ledger(events[:1])
     for one in events[1:]:
         part.apply(one)
-    assert part.open == whole.open is not None
+    assert part.open == whole.open
+    assert len(whole.open) == 1
+
+
+def test_why_there_is_no_connection_is_the_reason() -> None:
+    """A refused token is another gap than the network; what else fails only says more of the one there is."""
+    events = [
+        *START,
+        closed(20),
+        beat("conn", 21, seq=21, state="failed", reason="unreachable", detail="no route"),
+        beat("conn", 25, seq=25, state="failed", reason="token_rejected", detail="401"),
+        beat("conn", 27, seq=27, state="failed", reason="unreachable", detail="no route"),
+        opened(30, 2),
+    ]
+    assert gaps_of(*events)[1:] == [
+        ("connection", "feed", "disconnected", 20, 25),
+        ("connection", "feed", "token_rejected", 25, 27),
+        ("connection", "feed", "disconnected", 27, 30),
+    ]
+
+
+def test_an_overrun_is_our_own_doing_until_it_is_over() -> None:
+    """That attempts fail afterwards does not change it."""
+    failed = beat("conn", 21, seq=21, state="failed", reason="unreachable", detail="x")
+    assert gaps_of(*START, closed(20, reason="overrun"), failed, opened(22, 2))[1:] == [
+        ("connection", "feed", "overrun", 20, 22)
+    ]
+
+
+def test_connections_that_are_open_at_once_are_told_apart() -> None:
+    """Each has its own gap, under a name that the one after it takes over."""
+    events = [*START, opened(12, 2), sub(12, 2, FO), closed(20, 2), closed(21, 1), opened(22, 3), sub(22, 3, EQ)]
+    assert gaps_of(*events)[1:] == [
+        ("connection", "feed 2", "disconnected", 20, None),
+        ("connection", "feed", "disconnected", 21, 22),
+    ]
+
+
+def test_a_connection_whose_keys_another_serves_is_not_missed() -> None:
+    """Neither when the other was there before, nor when it takes over."""
+    assert len(gaps_of(*START, opened(12, 2), sub(12, 2, EQ), closed(20, 1))) == 1
+    assert len(gaps_of(*START, opened(12, 2), sub(12, 2, EQ, FO), closed(20, 1))) == 1
+    assert len(gaps_of(*START, opened(12, 2), sub(12, 2, EQ, FO), closed(20, 2))) == 2
+    events = [*START, opened(12, 2), sub(12, 2, FO), closed(20, 2), sub(23, 1, FO)]
+    assert gaps_of(*events)[1:] == [("connection", "feed 2", "disconnected", 20, 23)]
+
+
+def test_a_segment_has_one_gap_at_a_time() -> None:
+    """Backdated to when it began; silence hides a brown-out, and what is left of it comes to light again."""
+    watch = [
+        beat("watch", 20, seq=20, state="brown_out", since_ns=18 * S, segments=["NSE_EQ"], detail="10 %"),
+        beat("watch", 30, seq=30, state="silent", since_ns=25 * S, segments=["NSE_EQ", "NSE_FO"]),
+        beat("watch", 40, seq=40, state="fresh", segments=["NSE_EQ"]),
+        beat("watch", 50, seq=50, state="usual", segments=["NSE_EQ"]),
+    ]
+    assert gaps_of(*START, *watch)[1:] == [
+        ("segment", "NSE_EQ", "brown_out", 18, 25),
+        ("segment", "NSE_EQ", "silent", 25, 40),
+        ("segment", "NSE_FO", "silent", 25, None),
+        ("segment", "NSE_EQ", "brown_out", 40, 50),
+    ]
+
+
+def test_a_refused_subscription_and_a_full_disk_are_gaps() -> None:
+    """Until they are served, until there is room."""
+    events = [
+        beat("watch", 20, seq=20, state="refused", segments=["NSE_EQ"]),
+        beat("watch", 30, seq=30, state="served", segments=["NSE_EQ"]),
+        beat("disk_full", 40, seq=40, state="full"),
+        beat("disk_full", 50, seq=50, state="room"),
+    ]
+    assert gaps_of(*START, *events)[1:] == [
+        ("segment", "NSE_EQ", "subscription_refused", 20, 30),
+        ("recorder", "disk", "disk_full", 40, 50),
+    ]
+
+
+def test_standing_still_is_a_gap_that_is_over_when_it_is_told() -> None:
+    """For as long as nothing was committed; never from before the event that came last."""
+    assert gaps_of(*START, beat("stalled", 60, seq=6, for_ns=40 * S))[1:] == [
+        ("recorder", "", "recorder_stalled", 20, 60)
+    ]
+    assert gaps_of(*START, beat("stalled", 60, seq=6, for_ns=90 * S))[1:] == [
+        ("recorder", "", "recorder_stalled", 11, 60)
+    ]
+
+
+def test_lost_frames_are_a_gap_where_they_were() -> None:
+    """Named by their numbers; from their neighbours when nothing else says when they were received."""
+    known = beat("lost", 99, **{"from": 5, "to": 9}, reason="damaged", from_ns=12 * S, to_ns=14 * S)
+    unknown = beat("lost", 99, **{"from": 5, "to": 9}, reason="damaged")
+    assert gaps_of(*START, known)[1:] == [("recorder", "frames 5-9", "lost", 12, 14)]
+    assert gaps_of(*START, unknown)[1:] == [("recorder", "frames 5-9", "lost", 11, 99)]
+
+
+def test_what_is_opened_for_another_purpose_is_not_recording() -> None:
+    """A rewind within a crash's downtime neither ends it nor begins another."""
+    events = [
+        *START,
+        beat("start", 50, last_ns=20 * S, purpose="rewind"),
+        beat("stop", 51, purpose="rewind"),
+        beat("start", 90, last_ns=20 * S, clean=False),
+    ]
+    assert gaps_of(*events)[1:2] == [("recorder", "", "recorder_down", 20, 90)]
+    assert states(intervals(events[:-1], 10 * S, 60 * S, last_ns=51 * S)) == [
+        ("disconnected", 10, 11),
+        ("recorded", 11, 20),
+        ("recorder_down", 20, 60),
+    ]
+
+
+def test_a_clock_set_back_within_a_gap_gives_both_hours_to_it() -> None:
+    """The wall time that comes twice was missing the second time too."""
+    stepped = beat("clock_step", 500, seq=1000, from_ns=1001 * S, to_ns=500 * S)
+    assert gaps_of(*START, closed(1000), stepped, opened(510, 2))[1:] == [
+        ("connection", "feed", "disconnected", 1000, 1001),
+        ("connection", "feed", "disconnected", 500, 510),
+    ]
+
+
+# -- sessions
+
+
+def test_outside_sessions_nothing_is_missed() -> None:
+    """A connection lost over the evening is a gap to the close, and again from the opening, as time goes by."""
+    events = [calendar(5, (100, 200), (300, 400)), beat("start", 10, last_ns=0), opened(50), sub(50, 1, EQ)]
+    assert gaps_of(*events) == []
+    events += [closed(190)]
+    assert gaps_of(*events) == [("connection", "feed", "disconnected", 190, None)]
+    ledger = Ledger(events)
+    assert [(gap.opened_ns, gap.closed_ns) for gap in ledger.passed(250 * S)] == [(190 * S, 200 * S)]
+    assert ledger.passed(260 * S) == []
+    assert [(gap.opened_ns, gap.closed_ns) for gap in ledger.passed(301 * S)] == [(300 * S, None)]
+    told = [("connection", "feed", "disconnected", 190, 200), ("connection", "feed", "disconnected", 300, 310)]
+    assert gaps_of(*events, opened(310, 2)) == told
+    assert [(gap.opened_ns, gap.closed_ns) for gap in ledger.apply(opened(310, 2))] == [(300 * S, 310 * S)]
+
+
+def test_an_end_that_is_told_late_closes_what_was_opened_meanwhile() -> None:
+    """Facts wait in a queue, and the opening of the market does not."""
+    ledger = Ledger([calendar(5, (100, 200)), *START, closed(20)])
+    assert [gap.opened_ns for gap in ledger.passed(101 * S)] == [100 * S]
+    (late,) = ledger.apply(opened(99, 2))
+    assert (late.opened_ns, late.closed_ns) == (100 * S, 100 * S)
+    assert ledger.open == ()
+
+
+def test_downtime_over_several_sessions_is_a_gap_in_each() -> None:
+    """And none in between."""
+    events = [
+        calendar(5, (100, 200), (300, 400), (500, 600)),
+        *START,
+        beat("stop", 150, seq=150),
+        beat("start", 550, seq=150, last_ns=150 * S, clean=True),
+        opened(551, 2),
+    ]
+    assert gaps_of(*events) == [
+        ("recorder", "", "recorder_down", 150, 200),
+        ("recorder", "", "recorder_down", 300, 400),
+        ("recorder", "", "recorder_down", 500, 550),
+        ("connection", "feed", "disconnected", 550, 551),
+    ]
+
+
+def test_beyond_what_the_calendar_knows_every_hour_counts() -> None:
+    """A segment without hours, a time behind the last that was told, a calendar of another form."""
+    known = calendar(5, (100, 200), to_s=300)
+    assert gaps_of(known, *START[:2], sub(11, 1, "X|Y"), closed(20)) == [
+        ("connection", "feed", "disconnected", 20, None)
+    ]
+    ledger = Ledger([known, *START, closed(250)])
+    assert [(gap.opened_ns, gap.closed_ns) for gap in ledger.passed(310 * S)] == [(300 * S, None)]
+    assert len(gaps_of(beat("calendar", 5), *START)) == 1
+
+
+def test_a_gap_opened_before_the_calendar_came_is_closed_as_planned() -> None:
+    """Nobody could know then that the market was closed."""
+    ledger = Ledger([*START, closed(20)])
+    (told,) = ledger.apply(calendar(30, (100, 200)))
+    assert (told.opened_ns, told.closed_ns, told.planned) == (20 * S, 30 * S, True)
+    (told,) = ledger.passed(101 * S)
+    assert (told.opened_ns, told.closed_ns, told.planned) == (100 * S, None, False)
+
+
+def test_what_was_told_before_a_calendar_is_told_again_by_the_fold() -> None:
+    """The hours that were known until then decide what was a gap until then."""
+    events = [calendar(5, (100, 200)), *START, closed(20), calendar(160)]
+    live = Ledger(events[:-1])
+    (opened_gap,) = live.passed(150 * S)
+    (ended,) = live.apply(events[-1])
+    assert (opened_gap.opened_ns, ended.closed_ns, ended.planned) == (100 * S, 160 * S, True)
+    assert ended in Ledger(events[:-1]).apply(events[-1])
+
+
+# -- intervals
+
+
+def test_a_day_divides_into_states() -> None:
+    """Each second has one, the first by precedence; a session is judged by its segment."""
+    events = [
+        *START,
+        calendar(12, (20, 100)),
+        beat("watch", 40, seq=40, state="silent", since_ns=35 * S, segments=["NSE_EQ"]),
+        closed(50),
+        beat("conn", 55, seq=55, state="failed", reason="token_rejected"),
+        opened(60, 2),
+        beat("watch", 61, seq=61, state="fresh", segments=["NSE_EQ"]),
+        beat("stop", 80, seq=80),
+        beat("start", 90, seq=80, last_ns=80 * S, clean=True),
+        opened(91, 3),
+    ]
+    assert states(intervals(events, 0, 120 * S)) == [
+        ("closed", 0, 20),
+        ("recorded", 20, 35),
+        ("silent", 35, 50),
+        ("disconnected", 50, 55),
+        ("token_rejected", 55, 60),
+        ("silent", 60, 61),
+        ("recorded", 61, 80),
+        ("recorder_down", 80, 90),
+        ("disconnected", 90, 91),
+        ("recorded", 91, 100),
+        ("closed", 100, 120),
+    ]
+    assert states(intervals(events, 0, 40 * S, Sessions(), segment="NSE_FO")) == [
+        ("recorder_down", 0, 10),
+        ("disconnected", 10, 11),
+        ("recorded", 11, 40),
+    ]
+
+
+def test_where_nothing_was_written_nobody_recorded() -> None:
+    """Before the first entry, without any, behind a stop, and behind the last commit of a run that is gone."""
+    assert states(intervals([], 0, 10)) == [("recorder_down", 0, 10 / S)]
+    assert states(intervals([*START, beat("stop", 20)], 11 * S, 30 * S)) == [
+        ("recorded", 11, 20),
+        ("recorder_down", 20, 30),
+    ]
+    assert states(intervals(START, 11 * S, 30 * S, last_ns=15 * S)) == [("recorded", 11, 15), ("recorder_down", 15, 30)]
+    assert states(intervals(START, 11 * S, 30 * S)) == [("recorded", 11, 30)]
+    assert intervals(START, 20, 20) == ()
+
+
+def test_the_page_has_the_table_of_the_code() -> None:
+    """docs/gaps.md: every state in order of precedence, with its meaning; every kind of event that is folded."""
+    text = (Path(__file__).parents[2] / "docs" / "gaps.md").read_text(encoding="utf-8")
+    assert tuple(MEANINGS) == tuple(State)
+    rows = "".join(f"| {number} | `{one}` | {MEANINGS[one]} |\n" for number, one in enumerate(State, 1))
+    assert rows in text, f"expected in docs/gaps.md:\n{rows}"
+    section = text.partition("## What it is made from")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) == set(KINDS)

@@ -1,6 +1,13 @@
-"""The gap ledger: what was not recorded, folded from journal events and from nothing else. Pure."""
+"""The gap ledger: what was not recorded, folded from journal events and from nothing else. Pure.
 
-from tickvault.ledger.gaps import KINDS, Ledger
+Three steps, each a module: events tell of outages (`outages`); an outage is a gap as far as a market traded (`gaps`, by
+`sessions`); and any stretch of time divides into states (`intervals`). docs/gaps.md has the laws. A folder, since its
+parts say nothing without one another.
+"""
+
+from tickvault.ledger.gaps import Ledger
+from tickvault.ledger.intervals import Interval, intervals
 from tickvault.ledger.sessions import Sessions
+from tickvault.ledger.states import KINDS, MEANINGS, State
 
-__all__ = ["KINDS", "Ledger", "Sessions"]
+__all__ = ["KINDS", "MEANINGS", "Interval", "Ledger", "Sessions", "State", "intervals"]
