@@ -25,7 +25,7 @@ import structlog
 import typer
 import typer.core
 
-from tickvault import __version__, logs, render, snapshots, survey
+from tickvault import __version__, day_commands, logs, render, snapshots, survey
 from tickvault.batching import IST
 from tickvault.datafolder import holder, recorded
 from tickvault.errors import ConfigurationError, Refused, TickvaultError, TokenRefused
@@ -307,6 +307,9 @@ def rewind_command(
         typer.echo(f"{sink} was at seq {cursor.seq} before: nothing behind it has been delivered, so nothing has moved")
     else:
         typer.echo(f"{sink} is at seq {cursor.seq}; everything after it is delivered again at the next `tickvault run`")
+
+
+app.command("day")(day_commands.day)
 
 
 @app.command()

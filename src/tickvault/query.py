@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import duckdb
 
-from tickvault import survey
+from tickvault import coverage, survey
 from tickvault.batching import gap_rows, joined, to_batch
 from tickvault.datafolder import recorded
 from tickvault.errors import JournalDamaged, Refused
@@ -54,7 +54,7 @@ class _Sources:
 
 @contextmanager
 def connect(data_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a DuckDB connection with the views ticks, candles, market_status, instruments and gaps.
+    """Open a DuckDB connection with the views ticks, candles, market_status, instruments and gaps, and coverage(…).
 
     Args:
         data_dir: a data folder, whether or not a recorder runs on it.
@@ -80,6 +80,7 @@ def connect(data_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             db.execute(f"CREATE SCHEMA {_TAIL}")  # so that SHOW TABLES shows the five views and nothing else
             for name in SCHEMAS:
                 _view(db, name, sources)
+            coverage.register(db)
             yield db
         finally:
             db.close()

@@ -147,14 +147,16 @@ def received_ns_behind(folder: Path, seq: int) -> int | None:
 
 def last_seq_before(folder: Path, at_ns: int) -> int:
     """Return the seq of the last frame received before a time; 0 if none was."""
-    found = 0
-    for path in segments.paths(folder):
+    for path in reversed(segments.paths(folder)):
         with segments.reading(path) as db:
             if segments.read_meta(db) is None:
                 continue
-            row = db.execute("SELECT max(seq) FROM frames WHERE received_ns < ?", (at_ns,)).fetchone()
-        found = max(found, row[0] or 0)
-    return found
+            begins = db.execute("SELECT received_ns < ? FROM frames ORDER BY seq LIMIT 1", (at_ns,)).fetchone()
+            if begins is None or not begins[0]:
+                continue  # without looking at the rest: only a clock set back twice could hide something there
+            sql = "SELECT seq FROM frames WHERE received_ns < ? ORDER BY seq DESC LIMIT 1"
+            return int(db.execute(sql, (at_ns,)).fetchone()[0])
+    return 0
 
 
 def _from(paths: Sequence[Path], seq: int) -> Sequence[Path]:

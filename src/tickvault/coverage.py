@@ -1,0 +1,46 @@
+"""What is there of one instrument, and what is not: an SQL function over the views ticks and gaps. Pure.
+
+    SELECT * FROM coverage('NSE_EQ|INE002A01018', '2026-11-23 09:15+05:30', '2026-11-23 15:30+05:30')
+
+gives a row for each gap that concerns the instrument, cut to the asked time, and one row without a gap when there is none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import duckdb
+
+__all__ = ["COVERAGE_SQL", "register"]
+
+# A gap of the recorder or of a connection concerns every instrument: which keys a connection carried is not in the table.
+# An open gap lasts to the end of what is asked. Ticks count by when they were received, as gaps do.
+COVERAGE_SQL: Final = """
+CREATE OR REPLACE MACRO coverage(wanted, since, until) AS TABLE
+WITH asked AS (
+  SELECT wanted::VARCHAR AS instrument_key, since::TIMESTAMPTZ AS asked_from, until::TIMESTAMPTZ AS asked_to
+), seen AS (
+  SELECT count(t.seq) AS ticks, min(t.received_at) AS first_tick, max(t.received_at) AS last_tick
+  FROM asked LEFT JOIN ticks t
+    ON t.instrument_key = asked.instrument_key AND t.received_at >= asked_from AND t.received_at < asked_to
+), missing AS (
+  SELECT greatest(opened_at, asked_from) AS gap_from, least(coalesce(closed_at, asked_to), asked_to) AS gap_to,
+    scope, subject, reason, planned, detail
+  FROM gaps, asked
+  WHERE opened_at < asked_to AND coalesce(closed_at, asked_to) > asked_from
+    AND (scope IN ('recorder', 'connection')
+      OR (scope = 'segment' AND subject IN ('', split_part(asked.instrument_key, '|', 1)))
+      OR (scope = 'instrument' AND subject = asked.instrument_key))
+)
+SELECT asked.instrument_key, seen.ticks, seen.first_tick, seen.last_tick, missing.gap_from, missing.gap_to,
+  epoch(missing.gap_to) - epoch(missing.gap_from) AS gap_s,
+  missing.scope, missing.subject, missing.reason, missing.planned, missing.detail
+FROM asked CROSS JOIN seen LEFT JOIN missing ON true
+ORDER BY missing.gap_from, missing.scope, missing.subject
+"""
+
+
+def register(db: duckdb.DuckDBPyConnection) -> None:
+    """Add the table function `coverage(instrument_key, from, to)` to a connection that has the views ticks and gaps."""
+    db.execute(COVERAGE_SQL)

@@ -1,0 +1,357 @@
+"""The verdict on one day: is everything there, and if not, what is missing and why.
+
+It is made from the files of a data folder, whether or not a recorder runs on it. COMPLETE is said only of a day that is
+over, of which every second in which a subscribed segment traded is recorded, every subscribed instrument was seen, and
+every store has taken everything.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from tickvault import query, survey
+from tickvault.batching import IST
+from tickvault.datafolder import holder
+from tickvault.ledger import KINDS, Interval, Ledger, State, intervals
+from tickvault.model import segment_of
+from tickvault.state import open_reader, read_view
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    import duckdb
+
+    from tickvault.model import Event
+
+__all__ = ["Day", "Late", "Missing", "SegmentDay", "StoreDay", "look"]
+
+_NS: Final = 1_000_000_000
+_DAY_NS: Final = 86_400 * _NS
+# The snapshot that answers a subscription comes within a second; the broker's docs promise nothing.
+_LATE_NS: Final = 5 * _NS
+_TABLES: Final = ("ticks", "candles", "market_status")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """A stretch of a session that was not recorded, and the segments it was missing in."""
+
+    from_ns: int
+    to_ns: int
+    reason: str
+    detail: str
+    segments: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return (self.to_ns - self.from_ns) / _NS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentDay:
+    """One market segment's day.
+
+    Attributes:
+        session_s: seconds in which it traded, up to now.
+        recorded_s: seconds of them that are recorded.
+        states: state → seconds, over the whole day; `closed` is when it did not trade.
+        keys: instruments of it that were subscribed to.
+    """
+
+    segment: str
+    session_s: float
+    recorded_s: float
+    states: Mapping[str, float]
+    keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Late:
+    """An instrument whose first tick came late after its subscription; `after_s` None: none came at all."""
+
+    instrument_key: str
+    after_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreDay:
+    """How far a store is with the day's frames.
+
+    Attributes:
+        behind: frames of the day that it has not taken.
+        rows: table → rows of the day's frames that it has taken; those that it refused among them.
+        refused: pieces of the day that it refused, or that did not decode.
+        state: running, retrying, misconfigured or parked; `detail` says why.
+    """
+
+    name: str
+    cursor_seq: int
+    behind: int
+    rows: Mapping[str, int]
+    refused: int
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Day:
+    """The verdict.
+
+    Attributes:
+        date: in India.
+        complete: nothing is missing; `why` has a sentence for each thing that is.
+        hours_known: whether sessions come from the exchanges' calendar; otherwise the whole recording counts.
+        rows: table → rows of the day.
+    """
+
+    date: dt.date
+    complete: bool
+    why: tuple[str, ...]
+    hours_known: bool
+    segments: tuple[SegmentDay, ...]
+    missing: tuple[Missing, ...]
+    late: tuple[Late, ...]
+    rows: Mapping[str, int]
+    stores: tuple[StoreDay, ...]
+
+    def json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self) | {"date": self.date.isoformat()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """What is judged: the IST day, cut where nothing can be known yet."""
+
+    from_ns: int
+    to_ns: int
+    over: bool  # the whole day lies behind us
+
+
+@dataclass(slots=True)
+class _Subscribed:
+    """Which keys were subscribed to during a day, and when first."""
+
+    since_ns: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def segments(self) -> set[str]:
+        return {segment_of(key) for key in self.since_ns}
+
+
+def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] | None = None) -> Day:
+    """Judge a day.
+
+    Args:
+        data_dir: a data folder.
+        date: in India.
+        now_ns: UTC wall clock.
+        sinks: the stores in use; None: all that ever were.
+
+    Raises:
+        Refused: there is nothing recorded there, or it changes faster than it can be read.
+    """
+    folder, begin_ns = data_dir / "journal", _midnight_ns(date)
+    end_ns = begin_ns + _DAY_NS
+    with query.connect(data_dir) as db:
+        events = list(survey.events(folder, KINDS))
+        stats = survey.stats(folder)
+        running = holder(data_dir) is not None
+        span = _Span(begin_ns, min(end_ns, max(begin_ns, now_ns)), over=now_ns >= end_ns)
+        asked = _subscribed(events, span)
+        seqs = survey.last_seq_before(folder, span.from_ns), survey.last_seq_before(folder, span.to_ns)
+        stores = _stores(data_dir, db, seqs, sinks)
+        rows = {table: _count(db, table, seqs) for table in _TABLES}
+        late = _late(db, asked, span)
+    ledger = Ledger(events)
+    hours_known = bool(ledger.sessions.windows) and ledger.sessions.from_ns <= begin_ns < ledger.sessions.to_ns
+    judged = span if hours_known else _recorded_part(events, span, stats.last_ns, running=running)
+    segments = sorted(asked.segments or ledger.segments or ledger.sessions.windows)
+    divided = {
+        segment: intervals(
+            events, judged.from_ns, judged.to_ns, segment=segment, last_ns=None if running else stats.last_ns
+        )
+        for segment in segments
+    }
+    shown = tuple(_segment_day(name, divided[name], asked) for name in segments)
+    missing = _missing(divided)
+    traded = {part.segment for part in shown if part.session_s}
+    late = tuple(one for one in late if segment_of(one.instrument_key) in traded)
+    trading = [name for name in segments if _trades_later(ledger, name, span, end_ns)]
+    why = [
+        *([] if segments else ["nothing was subscribed to"]),
+        *([f"{', '.join(trading)} still to trade today"] if trading and hours_known else []),
+        *(["the day is not over"] if trading and not hours_known else []),
+        *_missing_words(missing),
+        *_late_words(late),
+        *(words for store in stores for words in _store_words(store)),
+    ]
+    return Day(
+        date=date,
+        complete=not why,
+        why=tuple(why),
+        hours_known=hours_known,
+        segments=shown,
+        missing=missing,
+        late=late,
+        rows=rows,
+        stores=stores,
+    )
+
+
+def _subscribed(events: Iterable[Event], span: _Span) -> _Subscribed:
+    """Return what was subscribed to: on connections open when the day began, and since."""
+    open_since: dict[object, dict[str, int]] = {}
+    found: dict[str, int] = {}
+    for event in events:
+        if event.at_ns >= span.to_ns:
+            break
+        number = event.body.get("conn")
+        ended = event.kind == "conn" and event.body.get("state") in {"closed", "open"}
+        if event.kind == "start":
+            open_since.clear()
+        elif ended and event.at_ns < span.from_ns:
+            open_since.pop(number, None)
+        elif event.kind == "sub" and isinstance(keys := event.body.get("keys"), list):
+            for key in keys:
+                open_since.setdefault(number, {}).setdefault(str(key), event.at_ns)
+        if event.at_ns >= span.from_ns:
+            for since in open_since.values():
+                for key, at_ns in since.items():
+                    found[key] = min(at_ns, found.get(key, at_ns))
+            open_since.clear()
+    for since in open_since.values():  # nothing has happened since the day began
+        found |= since
+    return _Subscribed(found)
+
+
+def _late(db: duckdb.DuckDBPyConnection, asked: _Subscribed, span: _Span) -> tuple[Late, ...]:
+    """Return the keys whose first tick came late or not at all, the worst first."""
+    if not asked.since_ns:
+        return ()
+    # A second of grace: the fact is journalled before the request is sent, by another clock reading.
+    earliest_ns = min(asked.since_ns.values()) - _NS
+    first = dict(
+        db.execute(
+            "SELECT instrument_key, min(epoch_us(received_at)) FROM ticks"
+            " WHERE epoch_us(received_at) >= ? AND epoch_us(received_at) < ? GROUP BY ALL",
+            [earliest_ns // 1000, span.to_ns // 1000],
+        ).fetchall()
+    )
+    found = []
+    for key, since_ns in asked.since_ns.items():
+        if key not in first:
+            found.append(Late(instrument_key=key, after_s=None))
+        elif first[key] * 1000 - since_ns > _LATE_NS:
+            found.append(Late(instrument_key=key, after_s=round(first[key] / 1e6 - since_ns / _NS, 3)))
+    return tuple(sorted(found, key=lambda one: (one.after_s is not None, -(one.after_s or 0), one.instrument_key)))
+
+
+def _count(db: duckdb.DuckDBPyConnection, table: str, seqs: tuple[int, int]) -> int:
+    """Count the rows of frames behind the first seq, up to the second."""
+    sql = f"SELECT count(*) FROM {table} WHERE seq > ? AND seq <= ?"  # noqa: S608 - one of _TABLES
+    return int(db.execute(sql, seqs).fetchall()[0][0])
+
+
+def _recorded_part(events: Sequence[Event], span: _Span, last_ns: int, *, running: bool) -> _Span:
+    """Cut a day of unknown hours to what was recorded of it: from the first connection to the last commit."""
+    of_day = [event for event in events if span.from_ns <= event.at_ns < span.to_ns]
+    opened = [one.at_ns for one in of_day if one.kind == "conn" and one.body.get("state") == "open"]
+    before = any(event.at_ns < span.from_ns for event in events)  # then it may have been open all the time
+    from_ns = span.from_ns if before else min(opened or [one.at_ns for one in of_day], default=span.from_ns)
+    to_ns = span.to_ns if running else min(span.to_ns, max(last_ns, from_ns))
+    return _Span(from_ns, to_ns, over=span.over)
+
+
+def _segment_day(segment: str, divided: Iterable[Interval], asked: _Subscribed) -> SegmentDay:
+    states: dict[str, float] = {}
+    for one in divided:
+        states[one.state] = states.get(one.state, 0.0) + (one.to_ns - one.from_ns) / _NS
+    return SegmentDay(
+        segment=segment,
+        session_s=round(sum(states.values()) - states.get(State.CLOSED, 0.0), 3),
+        recorded_s=round(states.get(State.RECORDED, 0.0), 3),
+        states={name: round(seconds, 3) for name, seconds in states.items()},
+        keys=sum(segment_of(key) == segment for key in asked.since_ns),
+    )
+
+
+def _missing(divided: Mapping[str, Iterable[Interval]]) -> tuple[Missing, ...]:
+    """Return what was not recorded, each stretch once with all segments that it is missing in."""
+    found: dict[tuple[int, int, str, str], list[str]] = {}
+    for segment, parts in divided.items():
+        for one in parts:
+            if one.state not in {State.CLOSED, State.RECORDED}:
+                found.setdefault((one.from_ns, one.to_ns, one.state.value, one.detail), []).append(segment)
+    return tuple(
+        Missing(from_ns=from_ns, to_ns=to_ns, reason=reason, detail=detail, segments=tuple(segments))
+        for (from_ns, to_ns, reason, detail), segments in sorted(found.items())
+    )
+
+
+def _trades_later(ledger: Ledger, segment: str, span: _Span, end_ns: int) -> bool:
+    if span.over:
+        return False
+    return any(begin < end_ns and end > span.to_ns for begin, end in ledger.sessions.trading((segment,)))
+
+
+def _stores(
+    data_dir: Path, db: duckdb.DuckDBPyConnection, seqs: tuple[int, int], sinks: Collection[str] | None
+) -> tuple[StoreDay, ...]:
+    view = read_view(data_dir / "state.db")
+    if view is None:
+        return ()
+    before, last = seqs
+    with closing(open_reader(data_dir / "state.db")) as state:
+        refused: dict[str, int] = dict(
+            state.execute(
+                "SELECT sink, count(*) FROM dead_letters WHERE seq > ? AND seq <= ? GROUP BY sink", seqs
+            ).fetchall()
+        )
+    return tuple(
+        StoreDay(
+            name=cursor.sink,
+            cursor_seq=cursor.seq,
+            behind=max(0, last - max(cursor.seq, before)),
+            rows={table: _count(db, table, (before, min(last, cursor.seq))) for table in _TABLES},
+            refused=refused.get(cursor.sink, 0),
+            state=cursor.state,
+            detail=cursor.detail,
+        )
+        for cursor in view.cursors
+        if sinks is None or cursor.sink in sinks
+    )
+
+
+def _missing_words(missing: Sequence[Missing]) -> list[str]:
+    """Say how long each reason lasted, in the segment where it lasted longest."""
+    seconds: dict[str, dict[str, float]] = {}
+    for one in missing:
+        of_segment = seconds.setdefault(one.reason, {})
+        for segment in one.segments:
+            of_segment[segment] = of_segment.get(segment, 0.0) + one.seconds
+    return [f"{max(of_segment.values()):,.1f} s {reason}" for reason, of_segment in seconds.items()]
+
+
+def _late_words(late: Sequence[Late]) -> list[str]:
+    never = [one.instrument_key for one in late if one.after_s is None]
+    shown = ", ".join(never[:3]) + (", …" if len(never) > 3 else "")
+    return [f"{len(never):,} of the subscribed instruments never seen: {shown}"] if never else []
+
+
+def _store_words(store: StoreDay) -> list[str]:
+    words = []
+    if store.behind:
+        words.append(f"{store.name} ({store.state}) has {store.behind:,} frames still to take")
+    if store.refused:
+        words.append(f"{store.name} refused {store.refused:,} rows; see `tickvault dead-letters list`")
+    return words
+
+
+def _midnight_ns(date: dt.date) -> int:
+    return int(dt.datetime(date.year, date.month, date.day, tzinfo=IST).timestamp()) * _NS

@@ -1,0 +1,125 @@
+"""`tickvault day`: is the day complete? One screen, and an exit code."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.text import Text
+
+from tickvault import render
+from tickvault.batching import IST
+from tickvault.errors import ConfigurationError
+from tickvault.settings import load_settings
+
+if TYPE_CHECKING:
+    from tickvault.day import Day
+
+__all__ = ["day"]
+
+_SHOWN: Final = 10  # lines of a list that may be long
+
+_DATE: Final = "Date in India, as YYYY-MM-DD; default today."
+_FOLDER: Final = "Data folder; default TICKVAULT_DATA_DIR."
+
+
+def day(
+    date: Annotated[str | None, typer.Argument(help=_DATE, show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help=_FOLDER, show_default=False)] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)
+    ] = None,
+    env_file: Annotated[Path, typer.Option("--env-file", help="File with settings as NAME=value.")] = Path(".env"),
+) -> None:
+    """Say whether a day is complete, and what is missing; exit 1 if anything is."""
+    from tickvault.day import look  # DuckDB takes its time
+
+    now_ns = time.time_ns()
+    wanted = _date(date, now_ns)
+    overrides = {} if data_dir is None else {"TICKVAULT_DATA_DIR": str(data_dir)}
+    settings = load_settings(environ=os.environ, env_file=env_file, config_file=config, overrides=overrides)
+    one = look(settings.data_dir, wanted, now_ns=now_ns, sinks=settings.sinks)
+    if as_json:
+        render.dump_json(one.json())
+    else:
+        _show(one)
+    if not one.complete:
+        raise typer.Exit(1)
+
+
+def _date(text: str | None, now_ns: int) -> dt.date:
+    today = dt.datetime.fromtimestamp(now_ns / 1e9, IST).date()
+    if text is None:
+        return today
+    try:
+        wanted = dt.date.fromisoformat(text)
+    except ValueError as exc:
+        raise ConfigurationError(f"expected a date such as {today.isoformat()}, got {text!r}") from exc
+    if wanted > today:
+        raise ConfigurationError(f"{wanted.isoformat()} is still to come; today is {today.isoformat()} in India")
+    return wanted
+
+
+def _show(one: Day) -> None:
+    verdict = Text("COMPLETE", "bold green") if one.complete else Text("INCOMPLETE", "bold red")
+    render.console().print(Text(f"{one.date.isoformat()} "), verdict, sep="", soft_wrap=True)
+    for words in one.why:
+        render.console().print(Text(f"  {words}"), soft_wrap=True)
+    if not one.hours_known:
+        render.console().print(
+            Text(
+                "  the exchanges' hours of this day are not known: judged from the first connection to the last commit"
+            ),
+            soft_wrap=True,
+        )
+    if one.segments:
+        render.table(
+            ("segment", "keys", "session", "recorded", "missing"),
+            [
+                (part.segment, part.keys, _s(part.session_s), _s(part.recorded_s), _s(part.session_s - part.recorded_s))
+                for part in one.segments
+            ],
+        )
+    _list(
+        ("from", "to", "seconds", "reason", "segments", "detail"),
+        [
+            (_clock(gap.from_ns), _clock(gap.to_ns), _s(gap.seconds), gap.reason, " ".join(gap.segments), gap.detail)
+            for gap in one.missing
+        ],
+    )
+    _list(
+        ("instrument", "first tick"),
+        [
+            (key.instrument_key, "never" if key.after_s is None else f"{key.after_s:,.1f} s after it was asked for")
+            for key in one.late
+        ],
+    )
+    rows = [
+        ("recorded", one.rows, "", "", "", ""),
+        *((at.name, at.rows, at.behind, at.refused, at.state, at.detail) for at in one.stores),
+    ]
+    render.table(
+        ("rows", *one.rows, "frames behind", "refused", "state", "detail"),
+        [(name, *(f"{count:,}" for count in counts.values()), *rest) for name, counts, *rest in rows],
+    )
+
+
+def _list(headers: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    """Print the first lines of a list that may be long; --json has them all."""
+    if rows:
+        render.table(headers, rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        render.console().print(Text(f"  and {len(rows) - _SHOWN:,} more; --json has them all"), soft_wrap=True)
+
+
+def _s(seconds: float) -> str:
+    return f"{seconds:,.1f} s"
+
+
+def _clock(at_ns: int) -> str:
+    return dt.datetime.fromtimestamp(at_ns / 1e9, IST).strftime("%H:%M:%S")

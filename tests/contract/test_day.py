@@ -1,0 +1,229 @@
+"""The verdict on a day, from real files."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from doubles import AT_MS, AT_NS, Vault, payload, received
+from typer.testing import CliRunner
+
+from tickvault import day as days
+from tickvault import query
+from tickvault.batching import IST
+from tickvault.cli import app
+from tickvault.journal import Fact
+from tickvault.ledger import Sessions
+from tickvault.model import Gap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+S = 10**9
+DATE = dt.date(2026, 9, 1)
+MIDNIGHT = int(dt.datetime(2026, 9, 1, tzinfo=IST).timestamp()) * S
+KEY, OTHER = "NSE_EQ|A", "NSE_EQ|B"
+AFTER = MIDNIGHT + 86_400 * S
+
+
+def fact(kind: str, at_s: float, **body: object) -> Fact:
+    """Return a fact, in s behind the vault's first entry."""
+    return Fact(kind, body, AT_NS + int(at_s * S))
+
+
+def calendar(at_s: float, begin_s: float, end_s: float) -> Fact:
+    windows = {"NSE_EQ": ((AT_NS + int(begin_s * S), AT_NS + int(end_s * S)),)}
+    return fact("calendar", at_s, **Sessions(from_ns=MIDNIGHT - S, to_ns=AFTER + S, windows=windows).body())
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Iterator[Vault]:
+    vault = Vault(tmp_path)
+    vault.open()
+    yield vault
+    vault.drop()
+
+
+def subscribe(vault: Vault, *keys: str) -> None:
+    vault.journal.append([fact("conn", 1, conn=1, state="open"), fact("sub", 1, conn=1, mode="full", keys=list(keys))])
+
+
+def trade(vault: Vault, first_s: float, last_s: float, *keys: str) -> None:
+    for at_s in (first_s, last_s):
+        body = payload(1, keys=keys or (KEY,), at_ms=AT_MS + int(at_s * 1000))
+        vault.journal.append([received(int(at_s * 1000), body)])
+
+
+def deliver(vault: Vault) -> None:
+    while vault.deliver(100):
+        pass
+
+
+def look(vault: Vault, now_ns: int = AFTER) -> days.Day:
+    return days.look(vault.path, DATE, now_ns=now_ns)
+
+
+def test_a_whole_day_is_complete(vault: Vault) -> None:
+    """Session recorded, keys seen, store up to date."""
+    vault.journal.append([calendar(0, 10, 110)])
+    subscribe(vault, KEY)
+    trade(vault, 1.5, 112)
+    vault.journal.append([fact("conn", 112, conn=1, state="closed", reason="stopped"), fact("stop", 112)])
+    deliver(vault)
+    one = look(vault)
+    assert one.why == ()
+    assert one.complete
+    assert one.hours_known
+    assert [(part.segment, part.session_s, part.recorded_s, part.keys) for part in one.segments] == [
+        ("NSE_EQ", 100.0, 100.0, 1)
+    ]
+    assert one.rows["ticks"] == 2
+    assert [(store.name, store.behind, store.refused) for store in one.stores] == [("parquet", 0, 0)]
+
+
+def test_what_is_missing_is_named(vault: Vault) -> None:
+    """A lost connection, a key never seen, a key that came late, a store that is behind: each its line."""
+    vault.journal.append([calendar(0, 10, 110)])
+    subscribe(vault, KEY, OTHER, "NSE_EQ|C")
+    trade(vault, 1.5, 20)
+    vault.journal.append([fact("conn", 30, conn=1, state="closed", reason="lost", code=1006)])
+    vault.journal.append([fact("conn", 45, conn=2, state="open")])
+    trade(vault, 50, 112, KEY, OTHER)
+    vault.journal.append([fact("stop", 112)])
+    one = look(vault)
+    assert not one.complete
+    assert [(gap.reason, gap.seconds, gap.segments) for gap in one.missing] == [("disconnected", 15.0, ("NSE_EQ",))]
+    assert [(late.instrument_key, late.after_s) for late in one.late] == [("NSE_EQ|C", None), (OTHER, 49.0)]
+    assert one.why == (
+        "15.0 s disconnected",
+        "1 of the subscribed instruments never seen: NSE_EQ|C",
+        "parquet (running) has 4 frames still to take",
+    )
+
+
+def test_a_run_that_is_gone_ended_at_its_last_commit(vault: Vault) -> None:
+    """Nobody was there to say so."""
+    vault.journal.append([calendar(0, 10, 110)])
+    subscribe(vault, KEY)
+    trade(vault, 1.5, 60)
+    deliver(vault)
+    assert look(vault).why == ("50.0 s recorder_down",)
+
+
+def test_a_day_on_which_nobody_recorded_is_incomplete(vault: Vault) -> None:
+    """The hours of that day are known from the day before."""
+    vault.journal.append([calendar(0, -100, -50)])
+    subscribe(vault, KEY)
+    deliver(vault)
+    assert "50.0 s recorder_down" in look(vault).why
+
+
+def test_a_holiday_is_complete(vault: Vault) -> None:
+    """There was nothing to record."""
+    windows = {"NSE_EQ": ()}
+    vault.journal.append(
+        [fact("calendar", 0, **Sessions(from_ns=MIDNIGHT - S, to_ns=AFTER + S, windows=windows).body())]
+    )
+    one = look(vault)
+    assert one.complete, one.why
+    assert one.segments[0].session_s == 0
+
+
+def test_a_session_that_goes_on_is_not_complete(vault: Vault) -> None:
+    """What is recorded so far counts; the rest is to come."""
+    vault.journal.append([calendar(0, 10, 110)])
+    subscribe(vault, KEY)
+    trade(vault, 1.5, 60)
+    deliver(vault)
+    assert look(vault, AT_NS + 60 * S).why == ("NSE_EQ still to trade today",)
+
+
+def test_without_hours_the_recording_is_judged(vault: Vault) -> None:
+    """From the first connection to the last commit; it says so. While the day lasts, more may come."""
+    subscribe(vault, KEY)
+    trade(vault, 1.5, 60)
+    deliver(vault)
+    one = look(vault)
+    assert not one.hours_known
+    assert one.complete, one.why
+    assert one.segments[0].session_s == 59.0
+    assert look(vault, AT_NS + 60 * S).why == ("the day is not over",)
+
+
+def test_rows_that_a_store_refused_are_missing_there(vault: Vault) -> None:
+    """A frame that does not decode is a dead letter of its day."""
+    vault.journal.append([calendar(0, 10, 20)])
+    subscribe(vault, KEY)
+    trade(vault, 1.5, 30)
+    vault.journal.append([received(30_500, b"\xff broken"), fact("stop", 31)])
+    deliver(vault)
+    assert look(vault).why == ("parquet refused 1 rows; see `tickvault dead-letters list`",)
+
+
+def run(vault: Vault, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(vault.path)  # no .env of the tree
+    monkeypatch.setenv("TICKVAULT_DATA_DIR", str(vault.path))
+    return CliRunner().invoke(app, ["day", *arguments])
+
+
+def test_the_command_exits_with_the_verdict(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 or 1, as lines or as JSON; another word than a date is bad usage."""
+    vault.journal.append([calendar(0, 10, 110)])
+    subscribe(vault, KEY)
+    trade(vault, 1.5, 60)
+    deliver(vault)
+    done = run(vault, "2026-09-01", monkeypatch=monkeypatch)
+    assert done.exit_code == 1
+    assert "INCOMPLETE" in done.output
+    assert "50.0 s recorder_down" in done.output
+    told = json.loads(run(vault, "2026-09-01", "--json", monkeypatch=monkeypatch).output)
+    assert told["date"] == "2026-09-01"
+    assert told["missing"][0]["reason"] == "recorder_down"
+    trade(vault, 61, 111)
+    vault.journal.append([fact("stop", 111)])
+    deliver(vault)
+    done = run(vault, "2026-09-01", monkeypatch=monkeypatch)
+    assert done.exit_code == 0, done.output
+    assert "2026-09-01 COMPLETE" in done.output
+    for wrong in ("yesterday", "2999-01-01"):
+        assert run(vault, wrong, monkeypatch=monkeypatch).exception.exit_code == 2  # type: ignore[union-attr]
+
+
+def covered(vault: Vault, key: str) -> list[tuple[Any, ...]]:
+    begin, end = (f"epoch_ms({AT_MS + at_s * 1000})::TIMESTAMP AT TIME ZONE 'UTC'" for at_s in (0, 100))
+    with query.connect(vault.path) as db:
+        return db.execute(
+            "SELECT ticks, epoch_ms(first_tick), epoch_ms(last_tick), epoch_ms(gap_from), gap_s, reason"
+            f" FROM coverage('{key}', {begin}, {end})"
+        ).fetchall()
+
+
+def test_coverage_of_an_instrument(vault: Vault) -> None:
+    """First and last tick, and each gap that concerns it, cut to what is asked."""
+    trade(vault, 10, 20)
+    assert covered(vault, KEY) == [(2, AT_MS + 10_000, AT_MS + 20_000, None, None, None)]
+    gaps = [("connection", "feed", -50, 5), ("segment", "NSE_EQ", 90, None), ("segment", "NSE_FO", 30, 40)]
+    gaps += [("instrument", OTHER, 50, 60), ("recorder", "", 200, 300)]
+    vault.state.put_gaps(
+        [
+            Gap(
+                scope=scope,
+                subject=subject,
+                opened_ns=AT_NS + begin * S,
+                closed_ns=None if end is None else AT_NS + end * S,
+                reason=scope,
+                planned=False,
+                detail="",
+            )
+            for scope, subject, begin, end in gaps
+        ]
+    )
+    assert [row[3:] for row in covered(vault, KEY)] == [
+        (AT_MS, 5.0, "connection"),
+        (AT_MS + 90_000, 10.0, "segment"),
+    ]
+    assert [row[5] for row in covered(vault, OTHER)] == ["connection", "instrument", "segment"]
+    assert covered(vault, OTHER)[0][:3] == (0, None, None)
