@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -43,6 +44,11 @@ _FOLDER_OF_DEMO: Final = Path("demo-data")
 _HTTP_TIMEOUT_S: Final = 2.0
 
 _T = TypeVar("_T")
+
+
+class _Until(StrEnum):
+    CLOSE = "close"
+
 
 app = typer.Typer(
     name="tickvault",
@@ -83,9 +89,16 @@ def _journal(context: typer.Context) -> None:
 
 @app.command()
 def run(
-    duration: Duration = None, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
+    duration: Duration = None,
+    until: Annotated[
+        _Until | None,
+        typer.Option("--until", help="Stop by itself when trading is over for today.", show_default=False),
+    ] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    env_file: EnvFile = Path(".env"),
 ) -> None:
-    """Record until stopped, or for --duration seconds.
+    """Record until stopped, for --duration seconds, or --until close.
 
     Ctrl-C or SIGTERM: stop receiving, deliver what is there, say what remains. A second one ends it at once.
     """
@@ -94,8 +107,12 @@ def run(
     _configure_logs(settings, watched=sys.stderr.isatty())
     for warning in (*settings.warnings, *check_plaintext(settings, _resolve)):
         _log.warning("settings.warning", text=warning)
-    outcome = _until_stopped(lambda stopping: _watch(Recorder(settings), stopping, duration))
+    outcome = _until_stopped(
+        lambda stopping: _watch(Recorder(settings), stopping, duration, until_close=until is not None)
+    )
     render.outcome(outcome)
+    if until is not None:
+        day_commands.show(settings, None, as_json=False)
     if outcome.parked:
         raise typer.Exit(1)
 
@@ -479,15 +496,17 @@ async def _set_after(stopping: asyncio.Event, duration_s: float | None) -> None:
         stopping.set()
 
 
-async def _watch(recorder: Recorder, stopping: asyncio.Event, duration_s: float | None) -> Outcome:
+async def _watch(
+    recorder: Recorder, stopping: asyncio.Event, duration_s: float | None, *, until_close: bool = False
+) -> Outcome:
     """Run a recorder with a live line on a terminal."""
     if not sys.stderr.isatty():
-        return await _with_timer(recorder.run(stopping), stopping, duration_s)
+        return await _with_timer(recorder.run(stopping, until_close=until_close), stopping, duration_s)
     with render.console(stderr=True).status("starting") as line:
         async with asyncio.TaskGroup() as group:
             shown = group.create_task(_show(recorder, line.update), name="progress")
             try:
-                return await _with_timer(recorder.run(stopping), stopping, duration_s)
+                return await _with_timer(recorder.run(stopping, until_close=until_close), stopping, duration_s)
             finally:
                 shown.cancel()
 

@@ -18,8 +18,9 @@ from tickvault.settings import load_settings
 
 if TYPE_CHECKING:
     from tickvault.day import Day
+    from tickvault.settings import Settings
 
-__all__ = ["day"]
+__all__ = ["day", "show"]
 
 _SHOWN: Final = 10  # lines of a list that may be long
 
@@ -37,19 +38,23 @@ def day(
     env_file: Annotated[Path, typer.Option("--env-file", help="File with settings as NAME=value.")] = Path(".env"),
 ) -> None:
     """Say whether a day is complete, and what is missing; exit 1 if anything is."""
+    overrides = {} if data_dir is None else {"TICKVAULT_DATA_DIR": str(data_dir)}
+    settings = load_settings(environ=os.environ, env_file=env_file, config_file=config, overrides=overrides)
+    if not show(settings, date, as_json=as_json):
+        raise typer.Exit(1)
+
+
+def show(settings: Settings, date: str | None, *, as_json: bool) -> bool:
+    """Print the verdict on a day (None: today in India), and return whether it is complete."""
     from tickvault.day import look  # DuckDB takes its time
 
     now_ns = time.time_ns()
-    wanted = _date(date, now_ns)
-    overrides = {} if data_dir is None else {"TICKVAULT_DATA_DIR": str(data_dir)}
-    settings = load_settings(environ=os.environ, env_file=env_file, config_file=config, overrides=overrides)
-    one = look(settings.data_dir, wanted, now_ns=now_ns, sinks=settings.sinks)
+    one = look(settings.data_dir, _date(date, now_ns), now_ns=now_ns, sinks=settings.sinks)
     if as_json:
         render.dump_json(one.json())
     else:
         _show(one)
-    if not one.complete:
-        raise typer.Exit(1)
+    return one.complete
 
 
 def _date(text: str | None, now_ns: int) -> dt.date:

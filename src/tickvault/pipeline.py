@@ -19,9 +19,12 @@ import structlog
 
 from tickvault import __version__, snapshots
 from tickvault.brokers.upstox.api import UpstoxApi
+from tickvault.brokers.upstox.calendar import MarketCalendar
+from tickvault.brokers.upstox.closing import is_over
 from tickvault.brokers.upstox.feed import Feed
 from tickvault.brokers.upstox.instruments import InstrumentList
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
+from tickvault.brokers.upstox.phases import phase
 from tickvault.brokers.upstox.tokens import StaticToken, TokenUrl
 from tickvault.datafolder import DataFolder, recorded
 from tickvault.delivery import Delivery
@@ -29,6 +32,8 @@ from tickvault.errors import FeedUnavailable, JournalFull, Refused
 from tickvault.health import FeedHealth
 from tickvault.intake import Intake, Progress, commit, gap_notices
 from tickvault.journal import Fact, Journal
+from tickvault.ledger import Sessions
+from tickvault.model import segment_of
 from tickvault.notify import Notifier
 from tickvault.rewind import Cursors
 from tickvault.sinks.influx import InfluxSink
@@ -37,7 +42,7 @@ from tickvault.state import State
 from tickvault.web.status import StatusServer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from tickvault.health import Snapshot
     from tickvault.model import Sink, Subscription
@@ -51,6 +56,7 @@ _MESSAGES: Final = {
     "influx": "Data feed has been successfully transferred to InfluxDB",
     "parquet": "Data feed has been successfully stored as Parquet",
 }
+_LOOK_S: Final = 1.0  # whether trading is over
 _REFRESH_PAUSE_S: Final = 60.0  # between tries to get the master list while recording without it
 
 
@@ -85,14 +91,20 @@ class Recorder:
         self._feed: Feed | None = None
         self._intake: Intake | None = None
         self._deliveries: list[Delivery] = []
+        self._until_close = False
 
-    async def run(self, stopping: asyncio.Event) -> Outcome:
+    async def run(self, stopping: asyncio.Event, *, until_close: bool = False) -> Outcome:
         """Record until `stopping` is set, then drain for at most `shutdown_s`.
+
+        Args:
+            stopping: set by whoever wants an end.
+            until_close: set it ourselves when trading is over for today in everything that is subscribed to.
 
         Raises:
             Refused: the data folder, or the status address, cannot be had.
             TokenRefused: the very first authorize refused a static token.
         """
+        self._until_close = until_close
         async with AsyncExitStack() as stack:
             folder = stack.enter_context(DataFolder(self._settings.data_dir))
             await self._serve_status(stack, folder)
@@ -151,24 +163,45 @@ class Recorder:
     async def _take_in(self, stage: _Stage, stopping: asyncio.Event) -> Exception | None:
         """Receive and journal until told to stop; return what ended it before."""
         failure: Exception | None = None
-        feed, definitions = self._open_feed(stage)
+        feed, definitions, calendar = self._open_feed(stage)
         self._feed = feed
         async with asyncio.TaskGroup() as group:
             group.create_task(
                 stage.intake.record(stage.journal, stage.state, stage.executor, stage.progress), name="record"
             )
-            keeper = group.create_task(definitions.keep(), name="definitions")
+            keepers = [
+                group.create_task(definitions.keep(), name="definitions"),
+                group.create_task(calendar.keep(), name="calendar"),
+            ]
+            if self._until_close:
+                keepers.append(group.create_task(self._end_with_trading(definitions, calendar, stopping), name="close"))
             try:
                 await feed.run(stopping)
             except Exception as exc:  # noqa: BLE001 - whatever ends intake, what is queued is journalled first
                 failure = exc
             finally:
-                keeper.cancel()
+                for keeper in keepers:
+                    keeper.cancel()
                 await stage.intake.close()
         await stage.in_journal(Fact("stop", {"reason": "failed" if failure else "asked to"}))
         return failure
 
-    def _open_feed(self, stage: _Stage) -> tuple[Feed, _Definitions]:
+    async def _end_with_trading(
+        self, definitions: _Definitions, calendar: _CalendarKeeper, stopping: asyncio.Event
+    ) -> None:
+        """Set `stopping` when nothing that is subscribed to trades any more today."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            now_ns, known = self._wall_ns(), calendar.market.calendar
+            keys = definitions.keys or tuple(one.instrument_key for one in self._settings.subscriptions)
+            segments = frozenset(map(segment_of, keys))
+            phases = {segment: phase(segment, None, known, now_ns) for segment in segments}
+            if calendar.market.asked and is_over(segments, known, phases, now_ns):
+                _log.info("recorder.trading_over", segments=sorted(segments))
+                stopping.set()
+                return
+
+    def _open_feed(self, stage: _Stage) -> tuple[Feed, _Definitions, _CalendarKeeper]:
         upstox = self._settings.upstox
         listed = self._settings.subscriptions
         if self._settings.instruments_list_url is not None:
@@ -189,6 +222,7 @@ class Recorder:
         if upstox.instruments_url is not None:
             master = InstrumentList(url=upstox.instruments_url, cache_dir=stage.folder.path, session=stage.session)
         definitions = _Definitions(master, stage)
+        market = MarketCalendar(upstox.api_url, stage.folder.path, stage.session, wall_ns=self._wall_ns)
         feed = Feed(
             api=UpstoxApi(upstox.api_url, stage.session),
             tokens=tokens,
@@ -200,7 +234,7 @@ class Recorder:
             random=self._rng,
             first_conn=stage.journal.last_conn + 1,
         )
-        return feed, definitions
+        return feed, definitions, _CalendarKeeper(market, tokens, stage)
 
     async def _open_deliveries(self, stack: AsyncExitStack, stage: _Stage) -> list[Delivery]:
         cursors = Cursors(stage.journal, stage.state, stage.folder.journal)
@@ -316,15 +350,15 @@ class _Definitions:
     def __init__(self, master: InstrumentList | None, stage: _Stage) -> None:
         self._master = master
         self._stage = stage
-        self._keys: tuple[str, ...] = ()
+        self.keys: tuple[str, ...] = ()  # of the last subscription
         self._wanting = asyncio.Event()
 
     async def bring_into_force(self, subscriptions: tuple[Subscription, ...]) -> None:
         """Journal the definitions of what is about to be subscribed to, as far as they differ from those in force."""
+        self.keys = tuple(one.instrument_key for one in subscriptions)
         if self._master is None:
             return
-        self._keys = tuple(one.instrument_key for one in subscriptions)
-        found = await self._master.definitions(self._keys)
+        found = await self._master.definitions(self.keys)
         if fact := self._stage.journal.define(found):
             await self._stage.intake.fact(fact.kind, fact.body)
         if not self._master.fresh:
@@ -342,8 +376,26 @@ class _Definitions:
                 await asyncio.sleep(_REFRESH_PAUSE_S)
                 continue
             self._wanting.clear()
-            if fact := self._stage.journal.define(await self._master.lookup(self._keys)):
+            if fact := self._stage.journal.define(await self._master.lookup(self.keys)):
                 await self._stage.intake.fact(fact.kind, fact.body)
+
+
+@dataclass(slots=True)
+class _CalendarKeeper:
+    """Keeps the exchanges' calendar, and journals what the ledger does not know of it yet."""
+
+    market: MarketCalendar
+    tokens: StaticToken | TokenUrl
+    stage: _Stage
+
+    async def keep(self) -> None:
+        """Run beside the feed, which never waits for it."""
+        await self.market.keep(self.tokens.token, self._tell)
+
+    async def _tell(self, body: Mapping[str, object]) -> None:
+        known = self.stage.journal.ledger.sessions
+        if known.then(Sessions.of(body)) != known:
+            await self.stage.intake.fact("calendar", body)
 
 
 def influx_sink(settings: InfluxSettings) -> InfluxSink:

@@ -136,8 +136,10 @@ async def test_without_the_broker_the_copy_serves(
     before = copy.read_bytes()
     broker.fail = failure
     one = calendar(broker, tmp_path, session)
-    assert await one.refresh(None) == told
+    assert await one.restore() == told
+    assert await one.refresh(None) is None
     assert not one.fresh
+    assert one.calendar.knows("NSE_EQ")
     assert copy.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["calendar.json"]
 
@@ -152,6 +154,7 @@ async def test_a_damaged_copy_is_as_none(
     (tmp_path / "calendar.json").write_text(content)
     broker.fail = web.Response(status=500)
     one = calendar(broker, tmp_path, session)
+    assert await one.restore() is None
     assert await one.refresh(None) is None
     broker.fail = None
     assert await one.refresh(None) is not None

@@ -10,10 +10,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
-import os
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -21,10 +18,12 @@ from yarl import URL
 
 from tickvault.brokers.upstox.api import UpstoxApi, get
 from tickvault.brokers.upstox.phases import Calendar, calendar_of
+from tickvault.durable import replace_file
 from tickvault.errors import FeedUnavailable, TokenRefused
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
 
     import aiohttp
 
@@ -55,7 +54,8 @@ class MarketCalendar:
         wall_ns: UTC wall clock in ns.
 
     Attributes:
-        calendar: what is known; nothing before the first `refresh`.
+        calendar: what is known; nothing before `restore`, or else the first `refresh`.
+        asked: whether the broker was asked yet, whatever it answered.
         fresh: whether the last `refresh` had every answer.
 
     Raises:
@@ -67,15 +67,19 @@ class MarketCalendar:
     ) -> None:
         UpstoxApi(url, session)  # refuses an address that a token must not go to
         self.calendar = Calendar()
-        self.fresh = False
+        self.asked = self.fresh = False
         self._base = URL(url)
         self._path = cache_dir / "calendar.json"
         self._session = session
         self._wall_ns = wall_ns
         self._holidays: list[Any] = []
         self._timings: dict[str, list[Any]] = {}
-        self._read = False
         self._told: Mapping[str, object] | None = None
+
+    async def restore(self) -> Mapping[str, object] | None:
+        """Read the copy on disk; the body of a `calendar` event, None when there is no copy."""
+        self._adopt(*await asyncio.to_thread(_read, self._path))
+        return self._news(self._today())
 
     async def refresh(self, token: str | None) -> Mapping[str, object] | None:
         """Bring the calendar up to date, as far as the broker answers.
@@ -86,22 +90,22 @@ class MarketCalendar:
         Returns:
             The body of a `calendar` event, None when it is the one returned last.
         """
-        if not self._read:
-            self._adopt(*await asyncio.to_thread(_read, self._path))
-            self._read = True
-        today = dt.datetime.fromtimestamp(self._wall_ns() / 1e9, _IST).date()
+        today = self._today()
         try:
             await self._fetch(token, today)
             self.fresh = True
         except FeedUnavailable as exc:
             self.fresh = False
             log.warning("calendar.unavailable", error=str(exc), known=bool(self._timings))
+        self.asked = True
         return self._news(today)
 
     async def keep(
         self, token: Callable[[], Awaitable[str]], tell: Callable[[Mapping[str, object]], Awaitable[None]]
     ) -> None:
-        """Refresh for ever, and tell what is new; a task of its own, ended by cancelling it."""
+        """Restore, then refresh for ever, and tell what is new; a task of its own, ended by cancelling it."""
+        if (body := await self.restore()) is not None:
+            await tell(body)
         while True:
             known: str | None = None
             with contextlib.suppress(FeedUnavailable, TokenRefused):  # the feed says so already
@@ -125,7 +129,7 @@ class MarketCalendar:
             asked += bool(rows)
         copy = json.dumps({"holidays": self._holidays, "timings": self._timings})
         try:
-            await asyncio.to_thread(_keep, copy.encode(), self._path)
+            await asyncio.to_thread(replace_file, self._path, copy.encode())
         except OSError as exc:  # a full disk: the copy of before stays
             log.warning("calendar.unwritten", error=exc.strerror)
 
@@ -146,6 +150,9 @@ class MarketCalendar:
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as exc:
             raise FeedUnavailable(f"the broker's calendar has another form: {type(exc).__name__} {exc}") from exc
         self._holidays, self._timings = holidays, timings
+
+    def _today(self) -> dt.date:
+        return dt.datetime.fromtimestamp(self._wall_ns() / 1e9, _IST).date()
 
     def _news(self, today: dt.date) -> Mapping[str, object] | None:
         told = dt.timedelta(days=DAYS_TOLD)
@@ -171,17 +178,3 @@ def _read(path: Path) -> tuple[list[Any], dict[str, list[Any]]]:
     except (OSError, AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return [], {}
     return holidays, timings
-
-
-def _keep(content: bytes, path: Path) -> None:
-    """Replace the copy in one step."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")  # 0600 from the start
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)

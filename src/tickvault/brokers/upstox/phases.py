@@ -117,6 +117,11 @@ class Calendar:
             return None
         return self._usual(exchange, date)
 
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The segments whose hours are known."""
+        return tuple(segment for segment in _EXCHANGES if self.knows(segment))
+
     def knows(self, segment: str) -> bool:
         """Whether anything is known of a segment's hours."""
         exchange = exchange_of(segment)
@@ -230,7 +235,7 @@ def _hours(rows: Iterable[Mapping[str, Any]]) -> dict[str, Hours]:
     found: dict[str, Hours] = {}
     for row in rows:
         hours = Hours(int(row["start_time"]) * _NS_PER_MS, int(row["end_time"]) * _NS_PER_MS)
-        if not 0 < hours.open_ns < hours.close_ns < hours.open_ns + _DAY_NS:
+        if not 0 < hours.open_ns < hours.close_ns <= hours.open_ns + _DAY_NS:
             raise ValueError(f"expected hours of one day, got {row['start_time']} to {row['end_time']}")
         before = found.get(exchange := str(row["exchange"]), hours)
         found[exchange] = Hours(min(hours.open_ns, before.open_ns), max(hours.close_ns, before.close_ns))

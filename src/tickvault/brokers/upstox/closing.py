@@ -1,0 +1,46 @@
+"""Whether trading is over for today in everything that is subscribed to. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Final
+
+from tickvault.brokers.upstox.phases import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from tickvault.brokers.upstox.phases import Calendar
+
+__all__ = ["is_over"]
+
+_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30), "IST")
+# The closing session of equities ends 45 min behind their hours; an end that nobody told is not waited for longer.
+_LONGEST_NS: Final = 3600 * 1_000_000_000
+_TRADING: Final = frozenset({Phase.OPEN, Phase.PRE_OPEN, Phase.CLOSING})
+
+
+def is_over(segments: Collection[str], calendar: Calendar, phases: Mapping[str, Phase], at_ns: int) -> bool:
+    """Return whether none of the segments trades any more today.
+
+    Args:
+        segments: what is subscribed to; none: everything whose hours are known.
+        calendar: says when each should close. A segment of unknown hours is never over: only a person can tell.
+        phases: segment → what it does, by the feed's statuses while they count. One that is at it after its hours is
+            waited for, up to an hour.
+        at_ns: UTC wall clock in ns.
+    """
+    today = dt.datetime.fromtimestamp(at_ns / 1e9, _IST).date()
+    wanted = segments or calendar.segments
+    return bool(wanted) and all(
+        calendar.knows(segment) and _is_over(calendar, segment, phases.get(segment), today, at_ns) for segment in wanted
+    )
+
+
+def _is_over(calendar: Calendar, segment: str, phase: Phase | None, today: dt.date, at_ns: int) -> bool:
+    hours = calendar.hours(segment, today)
+    if hours is None:  # it does not trade today; unless it does
+        return phase not in _TRADING
+    if at_ns < hours.close_ns:
+        return False
+    return phase in {None, Phase.CLOSED, Phase.UNKNOWN} or at_ns >= hours.close_ns + _LONGEST_NS
