@@ -86,7 +86,7 @@ class StoreDay:
         behind: frames of the day that it has not taken.
         rows: table → rows of the day's frames that it has taken; those that it refused among them.
         refused: pieces of the day that it refused, or that did not decode.
-        state: running, retrying, misconfigured or parked; `detail` says why.
+        state: running, retrying, misconfigured or parked, and unknown before its first batch; `detail` says why.
     """
 
     name: str
@@ -303,17 +303,19 @@ def _trades_later(ledger: Ledger, segment: str, span: _Span, end_ns: int) -> boo
 def _stores(
     data_dir: Path, db: duckdb.DuckDBPyConnection, seqs: tuple[int, int], sinks: Collection[str] | None
 ) -> tuple[StoreDay, ...]:
-    view = read_view(data_dir / "state.db")
-    if view is None:
-        return ()
     before, last = seqs
+    view = read_view(data_dir / "state.db")
+    wanted = () if sinks is None else sinks
+    if view is None:  # lost: the next start rebuilds it
+        return tuple(_nothing_known(name, last - before) for name in wanted)
+    unheard = [name for name in wanted if name not in {cursor.sink for cursor in view.cursors}]
     with closing(open_reader(data_dir / "state.db")) as state:
         refused: dict[str, int] = dict(
             state.execute(
                 "SELECT sink, count(*) FROM dead_letters WHERE seq > ? AND seq <= ? GROUP BY sink", seqs
             ).fetchall()
         )
-    return tuple(
+    known = (
         StoreDay(
             name=cursor.sink,
             cursor_seq=cursor.seq,
@@ -326,6 +328,13 @@ def _stores(
         for cursor in view.cursors
         if sinks is None or cursor.sink in sinks
     )
+    return (*known, *(_nothing_known(name, last - before) for name in unheard))
+
+
+def _nothing_known(name: str, frames: int) -> StoreDay:
+    """Return the day of a store that nothing is written down of."""
+    rows = dict.fromkeys(_TABLES, 0)
+    return StoreDay(name=name, cursor_seq=0, behind=frames, rows=rows, refused=0, state="unknown", detail="no cursor")
 
 
 def _missing_words(missing: Sequence[Missing]) -> list[str]:

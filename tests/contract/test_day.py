@@ -163,6 +163,20 @@ def test_rows_that_a_store_refused_are_missing_there(vault: Vault) -> None:
     assert look(vault).why == ("parquet refused 1 rows; see `tickvault dead-letters list`",)
 
 
+def test_a_store_of_which_nothing_is_known_has_nothing(vault: Vault) -> None:
+    """One that has not begun, and all of them when the state is lost."""
+    vault.journal.append([calendar(0, 10, 20)])
+    subscribe(vault, KEY)
+    trade(vault, 1.5, 30)
+    vault.journal.append([fact("stop", 31)])
+    deliver(vault)
+    behind = "influx (unknown) has 2 frames still to take"
+    assert days.look(vault.path, DATE, now_ns=AFTER, sinks=("parquet", "influx")).why == (behind,)
+    vault.drop()
+    vault.lose_state()
+    assert days.look(vault.path, DATE, now_ns=AFTER, sinks=("influx",)).why == (behind,)
+
+
 def run(vault: Vault, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(vault.path)  # no .env of the tree
     monkeypatch.setenv("TICKVAULT_DATA_DIR", str(vault.path))
