@@ -51,7 +51,7 @@ async def record(folder: Path, start: str, calendar: Calendar) -> tuple[Outcome,
 
 async def test_a_day_is_recorded_from_before_the_open_to_the_close(tmp_path: Path) -> None:
     """It ends by itself, every second of the sessions is recorded, and the night behind it is nobody's loss."""
-    outcome, now_ns = await record(tmp_path, "2026-10-05T04:00:00", Calendar())
+    outcome, now_ns = await record(tmp_path, "2026-10-05T00:30:00", Calendar())
     assert outcome.received > 0
     assert dt.datetime.fromtimestamp(now_ns / 1e9, IST).date() == MONDAY
     day = await asyncio.to_thread(days.look, tmp_path / "data", MONDAY, now_ns=now_ns)

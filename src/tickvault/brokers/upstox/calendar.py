@@ -95,8 +95,9 @@ class MarketCalendar:
             await self._fetch(token, today)
             self.fresh = True
         except FeedUnavailable as exc:
+            if self.fresh or not self.asked:  # an outage of a night is told once
+                log.warning("calendar.unavailable", error=str(exc), known=bool(self._timings))
             self.fresh = False
-            log.warning("calendar.unavailable", error=str(exc), known=bool(self._timings))
         self.asked = True
         return self._news(today)
 
