@@ -149,9 +149,9 @@ class Journal:
                 continue
             events.append(self._event(replace(item, at_ns=at_ns), seq))
             last_ns = max(last_ns, at_ns) if in_order else last_ns
-        self._roll_if_full()
-        assert self._db is not None
         try:
+            self._roll_if_full()
+            assert self._db is not None
             segments.append(self._db, frames, events)
         except JournalFull:
             self._beat()  # it does not stand still, it has no room
