@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from programs import call, environ_for
 
@@ -37,11 +37,9 @@ def fast_clock(start: str) -> Callable[[], int]:
     return lambda: begin_ns + (time.monotonic_ns() - begun_ns) * SPEED
 
 
-async def record(folder: Path, start: str, calendar: Calendar) -> tuple[Outcome, int]:
+async def record(folder: Path, start: str, **played: Any) -> tuple[Outcome, int]:
     """Record from a time on until the close; return what was done, and what time it is then."""
-    settings = SimulatorSettings(
-        port=0, instruments=20, updates_per_second=200, start=start, speed=SPEED, calendar=calendar
-    )
+    settings = SimulatorSettings(port=0, instruments=20, updates_per_second=200, start=start, speed=SPEED, **played)
     async with Simulator(settings) as simulator:
         environ = environ_for(simulator.url, folder / "data")
         recorder = Recorder(load_settings(environ=environ, env_file=None), wall_ns=(clock := fast_clock(start)))
@@ -51,7 +49,7 @@ async def record(folder: Path, start: str, calendar: Calendar) -> tuple[Outcome,
 
 async def test_a_day_is_recorded_from_before_the_open_to_the_close(tmp_path: Path) -> None:
     """It ends by itself, every second of the sessions is recorded, and the night behind it is nobody's loss."""
-    outcome, now_ns = await record(tmp_path, "2026-10-05T00:30:00", Calendar())
+    outcome, now_ns = await record(tmp_path, "2026-10-05T00:30:00", calendar=Calendar())
     assert outcome.received > 0
     assert dt.datetime.fromtimestamp(now_ns / 1e9, IST).date() == MONDAY
     day = await asyncio.to_thread(days.look, tmp_path / "data", MONDAY, now_ns=now_ns)
@@ -67,10 +65,21 @@ async def test_a_day_is_recorded_from_before_the_open_to_the_close(tmp_path: Pat
 async def test_on_a_holiday_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
     """It ends at once, and the day is complete."""
     calendar = Calendar(holidays=(Holiday(day=MONDAY, description="Diwali", closed=EXCHANGES),))
-    _, now_ns = await record(tmp_path, "2026-10-05T04:00:00", calendar)
+    _, now_ns = await record(tmp_path, "2026-10-05T04:00:00", calendar=calendar)
     assert dt.datetime.fromtimestamp(now_ns / 1e9, IST).hour < 12
     day = await asyncio.to_thread(days.look, tmp_path / "data", MONDAY, now_ns=now_ns)
     assert (day.complete, day.why, {part.session_s for part in day.segments}) == (True, (), {0})
+
+
+async def test_a_special_session_on_a_sunday_is_one(tmp_path: Path) -> None:
+    """It is waited for, recorded and judged by the hours that it has; derivatives have none."""
+    outcome, now_ns = await record(tmp_path, "2026-11-08T09:00:00", script="muhurat")
+    assert outcome.received > 0
+    assert dt.datetime.fromtimestamp(now_ns / 1e9, IST).hour >= 19
+    day = await asyncio.to_thread(days.look, tmp_path / "data", dt.date(2026, 11, 8), now_ns=now_ns)
+    assert day.why == ()
+    sessions_s = {part.segment: part.session_s for part in day.segments}
+    assert (sessions_s["NSE_EQ"], sessions_s["NSE_FO"]) == (75 * 60, 0)
 
 
 async def test_the_command_prints_the_verdict_and_exits_0(tmp_path: Path) -> None:
