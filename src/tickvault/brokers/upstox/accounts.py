@@ -1,0 +1,184 @@
+"""Which keys deliver, one by one: the broker says nothing of those that it does not serve. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from tickvault.brokers.upstox.phases import Phase
+from tickvault.brokers.upstox.plan import LIMITS
+from tickvault.model import Mode, segment_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tickvault.brokers.upstox.observe import Observation
+    from tickvault.brokers.upstox.plan import SubscribeRequest
+
+__all__ = ["Accounts", "KeyReport", "Keys", "Why"]
+
+PATIENCE_S: Final = 8.0  # for the first delivery; with a look a second a silent key is reported within 10 s
+SAMPLE: Final = 20  # keys named in a report
+
+
+class Why(StrEnum):
+    """Why a subscribed key has not delivered on this connection."""
+
+    EMPTY = "empty"  # its entry has nothing in it: the key is in the wrong format
+    OVER_LIMIT = "over_limit"  # more keys than the broker serves on one connection
+    NO_PLUS = "no_plus"  # full_d30, while keys in other modes deliver
+    CLOSED = "closed"  # its market is closed
+    QUIET = "quiet"  # its market pauses: pre-open, or between that and the open
+    NEVER = "never"  # none of these: expired, misspelt, or not served
+
+
+# These end by themselves.
+EXCUSES: Final = frozenset({Why.CLOSED, Why.QUIET})
+_QUIET: Final = frozenset({Phase.PRE_OPEN, Phase.QUIET, Phase.CLOSING})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """Some keys: how many, and the first of them by name."""
+
+    count: int = 0
+    sample: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyReport:
+    """How the subscribed keys do, on the connection that is open or was last.
+
+    Attributes:
+        subscribed: how many there are; `delivering` how many have delivered, `pending` how many may yet.
+        silent: reason → keys that have not.
+        never_seen: keys that have not delivered since the program began.
+        oldest: (key, seconds since its last data) of those that have been silent for longest, at most 20.
+    """
+
+    subscribed: int = 0
+    delivering: int = 0
+    pending: int = 0
+    silent: Mapping[Why, Keys] = field(default_factory=dict)
+    never_seen: Keys = field(default_factory=Keys)
+    oldest: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def problems(self) -> dict[Why, Keys]:
+        """Those of `silent` that somebody has to do something about."""
+        return {why: keys for why, keys in self.silent.items() if why not in EXCUSES}
+
+
+@dataclass(slots=True)
+class _Account:
+    """One key; times are monotonic seconds."""
+
+    mode: Mode
+    request: int
+    over: bool
+    asked_s: float | None = None  # on this connection
+    seen_s: float | None = None  # ever
+    empty: bool = False
+    served: bool = False  # on this connection
+
+
+class Accounts:
+    """Books of one feed's keys.
+
+    Args:
+        patience_s: how long after its subscribe a key may be silent.
+    """
+
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+        self._patience_s = patience_s
+        self._accounts: dict[str, _Account] = {}
+        self._answered: set[int] = set()
+
+    @property
+    def answered(self) -> int:
+        """Requests of this connection that some key of has delivered."""
+        return len(self._answered)
+
+    def open(self, requests: Sequence[SubscribeRequest]) -> None:
+        """Begin with a new connection, on which these requests will be made."""
+        before, self._accounts, self._answered = self._accounts, {}, set()
+        combined = len({request.mode for request in requests}) > 1
+        counts: Counter[Mode] = Counter()
+        for number, request in enumerate(requests):
+            for key in request.keys:
+                counts[request.mode] += 1
+                over = counts[request.mode] > LIMITS[request.mode][combined]
+                seen_s = before[key].seen_s if key in before else None
+                self._accounts[key] = _Account(mode=request.mode, request=number, over=over, seen_s=seen_s)
+
+    def subscribed(self, request: int, now_s: float) -> None:
+        """Note that a request is sent."""
+        for account in self._accounts.values():
+            if account.request == request:
+                account.asked_s = now_s
+
+    def note(self, observation: Observation) -> bool:
+        """Take in what a frame says; return whether it has data of a subscribed key."""
+        accounts, delivered = self._accounts, False
+        for key in observation.keys:
+            account = accounts.get(key)
+            if account is not None:
+                account.seen_s, account.served, account.empty = observation.received_s, True, False
+                self._answered.add(account.request)
+                delivered = True
+        for key in observation.empty:
+            account = accounts.get(key)
+            if account is not None and not account.served:
+                account.empty = True
+        return delivered
+
+    def report(self, now_s: float, phases: Mapping[str, Phase]) -> KeyReport:
+        """Return how the keys do.
+
+        Args:
+            now_s: monotonic clock.
+            phases: segment → what it is doing.
+        """
+        silent: dict[Why, list[str]] = {}
+        pending = 0
+        no_plus = self._lacks_plus()
+        for key, account in self._accounts.items():
+            if account.served:
+                continue
+            if not account.empty and (account.asked_s is None or now_s - account.asked_s < self._patience_s):
+                pending += 1
+                continue
+            silent.setdefault(_why(account, phases.get(segment_of(key)), no_plus=no_plus), []).append(key)
+        seen = [(key, account.seen_s) for key, account in self._accounts.items() if account.seen_s is not None]
+        oldest = sorted(seen, key=lambda one: one[1])[:SAMPLE]
+        return KeyReport(
+            subscribed=len(self._accounts),
+            delivering=sum(account.served for account in self._accounts.values()),
+            pending=pending,
+            silent={why: _keys(keys) for why, keys in silent.items()},
+            never_seen=_keys([key for key, account in self._accounts.items() if account.seen_s is None]),
+            oldest=tuple((key, round(now_s - seen_s, 1)) for key, seen_s in oldest),
+        )
+
+    def _lacks_plus(self) -> bool:
+        """Whether no key in full_d30 delivers while others do: what an account without the Plus plan looks like."""
+        others = any(one.served for one in self._accounts.values() if one.mode is not Mode.FULL_D30)
+        return others and not any(one.served for one in self._accounts.values() if one.mode is Mode.FULL_D30)
+
+
+def _why(account: _Account, phase: Phase | None, *, no_plus: bool) -> Why:
+    if account.empty:
+        return Why.EMPTY
+    if account.over:
+        return Why.OVER_LIMIT
+    if no_plus and account.mode is Mode.FULL_D30:
+        return Why.NO_PLUS
+    if phase is Phase.CLOSED:
+        return Why.CLOSED
+    return Why.QUIET if phase in _QUIET else Why.NEVER
+
+
+def _keys(keys: list[str]) -> Keys:
+    return Keys(count=len(keys), sample=tuple(keys[:SAMPLE]))

@@ -1,0 +1,253 @@
+"""Whether data is fresh, judged by what the market does and by what this subscription is used to. Pure.
+
+Laws:
+    Silence counts only in a segment that trades, by its status and the calendar; a closed or quiet market is never
+    restarted, and neither is time in which we did not read.
+    What counts is live data of subscribed keys: a pong, a status, a snapshot say nothing about freshness.
+    The patience follows from the learned rate: silence is alarming when it can hardly be chance. After a new connection
+    that was of no use it doubles, until data comes.
+    A brown-out is worth one new connection; then it is an alarm and nothing more.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from tickvault.brokers.upstox import freshness
+from tickvault.brokers.upstox.baseline import MINUTES, Baseline
+from tickvault.brokers.upstox.findings import Condition, Fact, Verdict, WatchReport
+from tickvault.brokers.upstox.freshness import SegmentWatch, WatchSettings
+from tickvault.brokers.upstox.observe import Show
+from tickvault.brokers.upstox.phases import Calendar, Phase, phase
+from tickvault.model import segment_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tickvault.brokers.upstox.observe import Observation
+
+__all__ = ["Watch"]
+
+_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30), "IST")
+# A status that says open so long after the calendar's end is one whose successor was missed.
+OVERDUE_NS: Final = 60_000_000_000
+MAX_FACTOR: Final = 64.0
+PARTIAL: Final = 4.0  # so much more patience with one segment while others deliver
+# Closing auction: between these and the next status nothing trades although the segment is open.
+_PAUSES: Final = frozenset({"CTS_CLOSE", "CAS_STOP"})
+_NOT_DUE: Final = "no data is due any more"
+
+
+class Watch:
+    """Watches over the data of one feed, connection after connection.
+
+    Args:
+        calendar: asked at each look; an empty one leaves the judgement to the broker's statuses.
+        settings: what counts as silence and as a brown-out.
+        baseline: what is usual, from earlier days.
+
+    Attributes:
+        baseline: brought up to date minute by minute; the caller keeps it.
+        statuses: scope (segment, cas, pre_open) → segment → its last status, verbatim.
+    """
+
+    def __init__(
+        self,
+        calendar: Callable[[], Calendar] = Calendar,
+        settings: WatchSettings | None = None,
+        baseline: Baseline | None = None,
+    ) -> None:
+        self.baseline = baseline or Baseline()
+        self.statuses: dict[str, dict[str, str]] = {"segment": {}, "cas": {}, "pre_open": {}}
+        self._calendar = calendar
+        self._settings = settings or WatchSettings()
+        self._said_ns: dict[str, int] = {}
+        self._pauses: dict[str, tuple[str, int]] = {}
+        self._keys: frozenset[str] = frozenset()
+        self._segments: dict[str, SegmentWatch] = {}
+        self._conn = 0
+        self._looked_s = 0.0
+        self._since_ns = 0
+        self._refused: tuple[str, ...] | None = None  # the segments that it was told of
+
+    def connected(self, conn: int, keys: Iterable[str], now_s: float, now_ns: int) -> tuple[Fact, ...]:
+        """Begin with a connection that is to be subscribed to these keys; return what that ends."""
+        self._conn, self._keys, self._looked_s = conn, frozenset(keys), now_s
+        counts = Counter(map(segment_of, self._keys))
+        kept = self._segments
+        self._segments = {name: kept.get(name) or SegmentWatch(name, 0, self._settings) for name in counts}
+        for name, one in self._segments.items():
+            one.keys = counts[name]
+            one.served.clear()
+            one.restart(now_s)
+            if one.silent:
+                one.factor = min(one.factor * 2.0, MAX_FACTOR)
+        gone = [one for name, one in kept.items() if name not in counts]
+        silent, brown = ([one.name for one in gone if one.silent], [one.name for one in gone if one.brown])
+        ends = ((Condition.FRESH, silent), (Condition.USUAL, brown))
+        return tuple(self._fact(state, now_ns, tuple(names), _NOT_DUE) for state, names in ends if names)
+
+    def note(self, observation: Observation) -> None:
+        """Take in what a frame says."""
+        if observation.kind is Show.MARKET_INFO:
+            self._take_statuses(observation)
+        touched = self._keys.intersection(observation.keys)
+        for key in touched:
+            self._segments[segment_of(key)].served.add(key)
+        if observation.kind is not Show.LIVE:
+            return
+        for name, updates in Counter(map(segment_of, touched)).items():
+            one = self._segments[name]
+            one.came_frames, one.came_updates = one.came_frames + 1, one.came_updates + updates
+            one.data_ns = observation.received_ns
+
+    def look(self, now_s: float, now_ns: int, *, reading: bool = True) -> Verdict:
+        """Judge.
+
+        Args:
+            now_s: monotonic clock.
+            now_ns: UTC wall clock.
+            reading: False when reading stood still since the last look, or frames went by unobserved.
+        """
+        elapsed_s, self._looked_s = now_s - self._looked_s, now_s
+        minute = _minute(now_ns)
+        facts: list[Fact] = []
+        degraded: tuple[str, str] | None = None
+        for one in self._segments.values():
+            self._arm(one, now_s, now_ns)
+            self._end_minute(one, minute)
+            if elapsed_s > self._settings.lapse_s or not reading:
+                one.came_frames = one.came_updates = 0
+                one.restart(now_s)
+                continue
+            one.learn(now_s, elapsed_s)
+            if one.silent and (one.quiet_since_s == now_s or not one.doing):
+                one.silent = False
+                facts.append(self._fact(Condition.FRESH, now_ns, (one.name,), "" if one.doing else _NOT_DUE))
+            usual = one.usual(self.baseline, minute)
+            change = one.judge_rate(usual, now_s)
+            if change is not None and change is not one.brown:
+                facts.append(self._turn_brown(one, usual, now_s, now_ns, begins=change))
+            if one.brown and not one.tried:
+                one.tried, degraded = True, ("brown_out", f"{one.name} brings far less than usual")
+        silent, lone = self._judge_silence(now_s, now_ns, facts)
+        if facts:
+            self._since_ns = now_ns
+        return Verdict(facts=tuple(facts), silent=silent, degraded=degraded or lone)
+
+    def refuse(self, now_ns: int, detail: str) -> tuple[Fact, ...]:
+        """Note that the subscription is not served."""
+        if self._refused is not None:
+            return ()
+        self._refused, self._since_ns = tuple(sorted(self._segments)), now_ns
+        return (self._fact(Condition.REFUSED, now_ns, self._refused, detail),)
+
+    def serve(self, now_ns: int) -> tuple[Fact, ...]:
+        """Note that it is."""
+        if self._refused is None:
+            return ()
+        refused, self._refused, self._since_ns = self._refused, None, now_ns
+        return (self._fact(Condition.SERVED, now_ns, refused, ""),)
+
+    def phases(self, now_ns: int) -> dict[str, Phase]:
+        """Return what each subscribed segment is doing."""
+        return {name: self._phase(name, now_ns) for name in self._segments}
+
+    def expects(self, now_ns: int) -> bool:
+        """Whether a subscribed segment trades, so that data is due."""
+        return Phase.OPEN in self.phases(now_ns).values()
+
+    def report(self) -> WatchReport:
+        """Return what is the matter."""
+        silent = tuple(one.name for one in self._segments.values() if one.silent)
+        brown = tuple(one.name for one in self._segments.values() if one.brown)
+        due = tuple(one.name for one in self._segments.values() if one.doing)
+        calm = Condition.FRESH if due else Condition.USUAL
+        if self._refused is not None:
+            state, where = Condition.REFUSED, self._refused
+        elif silent or brown:
+            state, where = (Condition.SILENT, silent) if silent else (Condition.BROWN_OUT, brown)
+        else:
+            state, where = calm, due
+        patience_s = {name: round(min(self._segments[name].patience_s(), 1e9), 1) for name in due}
+        return WatchReport(state=state, since_ns=self._since_ns, segments=where, due=due, patience_s=patience_s)
+
+    def _judge_silence(self, now_s: float, now_ns: int, facts: list[Fact]) -> tuple[str | None, tuple[str, str] | None]:
+        """Return why the whole connection is mute, or why one segment's silence is worth a new one."""
+        due = [one for one in self._segments.values() if one.doing]
+        over = [one for one in due if now_s - one.quiet_since_s >= one.patience_s()]
+        if fresh := [one for one in over if not one.silent]:
+            for one in fresh:
+                one.silent = True
+            names = tuple(sorted(one.name for one in fresh))
+            detail = f"no data of subscribed keys for {max(now_s - one.quiet_since_s for one in fresh):.0f} s"
+            since_ns = min(one.data_ns or now_ns for one in fresh)
+            facts.append(self._fact(Condition.SILENT, since_ns, names, detail))
+        if over and len(over) == len(due):
+            return f"no data in {', '.join(sorted(one.name for one in due))}, which trades", None
+        for one in over:
+            if not one.tried and now_s - one.quiet_since_s >= PARTIAL * one.patience_s():
+                one.tried = True
+                return None, ("mute", f"no data in {one.name}, which trades, and others deliver")
+        return None, None
+
+    def _turn_brown(self, one: SegmentWatch, usual: float, now_s: float, now_ns: int, *, begins: bool) -> Fact:
+        one.brown, one.brown_since_s = begins, now_s
+        one.tried = False
+        detail = f"{one.fast.per_s:.1f} updates a second, usual are {usual:.1f}"
+        low_s = now_s - (one.low_since_s or now_s)
+        one.low_since_s = one.usual_since_s = None
+        state = Condition.BROWN_OUT if begins else Condition.USUAL
+        return self._fact(state, now_ns - int(low_s * 1e9), (one.name,), detail)
+
+    def _fact(self, state: Condition, since_ns: int, segments: tuple[str, ...], detail: str) -> Fact:
+        return Fact(conn=self._conn, state=state, since_ns=since_ns, segments=segments, detail=detail)
+
+    def _arm(self, one: SegmentWatch, now_s: float, now_ns: int) -> None:
+        """Count silence only from the moment on from which data is due."""
+        doing = ""
+        match self._phase(one.name, now_ns):
+            case Phase.OPEN:
+                auction, since_ms = self._pauses.get(one.name, ("", 0))
+                today = since_ms and _date(since_ms * 1_000_000) == _date(now_ns)
+                doing = freshness.OPEN if not today else "" if auction in _PAUSES else freshness.AUCTION
+            case Phase.PRE_OPEN:
+                doing = freshness.PRE_OPEN
+            case _:
+                pass
+        if doing != one.doing:
+            one.doing, one.doubts_baseline = doing, False
+            one.restart(now_s)
+
+    def _end_minute(self, one: SegmentWatch, minute: int) -> None:
+        if minute == one.minute:
+            return
+        whole = one.minute >= 0 and one.minute_s >= 50.0
+        if whole and one.doing and not (one.silent or one.brown or one.low_since_s):
+            self.baseline.learn(one.name, one.keys, one.minute, one.minute_updates / one.minute_s)
+        one.minute, one.minute_updates, one.minute_s = minute, 0, 0.0
+
+    def _take_statuses(self, said: Observation) -> None:
+        self.statuses["segment"].update(said.segments)
+        self.statuses["cas"].update({name: one.status for name, one in said.cas.items()})
+        self.statuses["pre_open"].update({name: one.status for name, one in said.pre_open.items()})
+        self._said_ns.update(dict.fromkeys(said.segments, said.received_ns))
+        self._pauses.update({name: (one.status, one.since_ms) for name, one in said.cas.items()})
+
+    def _phase(self, name: str, now_ns: int) -> Phase:
+        """Return what a segment does; a status that the calendar has long overtaken was not followed by its next."""
+        calendar, said_ns = self._calendar(), self._said_ns.get(name)
+        hours = calendar.hours(name, _date(now_ns))
+        if hours is not None and said_ns is not None and said_ns < hours.close_ns <= now_ns - OVERDUE_NS:
+            return Phase.CLOSED
+        return phase(name, self.statuses["segment"].get(name), calendar, now_ns, said_ns=said_ns)
+
+
+def _date(at_ns: int) -> dt.date:
+    return dt.datetime.fromtimestamp(at_ns / 1e9, _IST).date()
+
+
+def _minute(at_ns: int) -> int:
+    return (at_ns // 60_000_000_000 + 330) % MINUTES  # IST is 330 minutes ahead of UTC
