@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 from tickvault.brokers.upstox.api import UpstoxApi
 from tickvault.brokers.upstox.feed import Feed, FeedState, Patience
 from tickvault.brokers.upstox.plan import RateLimit
+from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.brokers.upstox.tokens import StaticToken, TokenUrl
 from tickvault.errors import FeedUnavailable, TokenRefused
 from tickvault.model import Mode, Subscription
@@ -33,6 +34,11 @@ TestServer.__test__ = False  # type: ignore[attr-defined]
 TOKEN = "very-secret-token"
 ONE = (Subscription(instrument_key="NSE_EQ|A", mode=Mode.FULL),)
 
+MARKET_INFO = pb.FeedResponse(
+    type=pb.market_info, marketInfo=pb.MarketInfo(segmentStatus={"NSE_EQ": pb.NORMAL_OPEN})
+).SerializeToString()
+SNAPSHOT = pb.FeedResponse(feeds={"NSE_EQ|A": pb.Feed(ltpc=pb.LTPC(ltp=1.5))}).SerializeToString()
+
 Script = Any  # async def script(broker, ws)
 
 
@@ -41,6 +47,12 @@ class NoJitter(Random):
 
     def uniform(self, a: float, b: float) -> float:
         return 0.0
+
+
+def quick(**changed: float) -> Patience:
+    """Return little patience."""
+    little = {"tick_s": 0.02, "observe_s": 0.02, "greet_s": 0.1, "stop_s": 0.5}
+    return Patience(**(little | changed))
 
 
 class MemoryInbox:
@@ -121,9 +133,9 @@ class Broker:
 
 async def serve(broker: Broker, ws: web.WebSocketResponse) -> None:
     """Market status, a snapshot, then nothing until the client closes."""
-    await ws.send_bytes(b"market_info")
+    await ws.send_bytes(MARKET_INFO)
     await broker.subscribed(ws)
-    await ws.send_bytes(b"snapshot")
+    await ws.send_bytes(SNAPSHOT)
     while (message := await ws.receive()).type in (WSMsgType.BINARY, WSMsgType.TEXT):
         pass
     broker.ended.append((message.data, message.type is WSMsgType.CLOSE))
@@ -132,9 +144,9 @@ async def serve(broker: Broker, ws: web.WebSocketResponse) -> None:
 
 def closing(code: int) -> Script:
     async def script(broker: Broker, ws: web.WebSocketResponse) -> None:
-        await ws.send_bytes(b"market_info")
+        await ws.send_bytes(MARKET_INFO)
         await broker.subscribed(ws)
-        await ws.send_bytes(b"snapshot")
+        await ws.send_bytes(SNAPSHOT)
         await ws.close(code=code, message=b"bye")
 
     return script
@@ -200,7 +212,7 @@ def make_feed(broker: Broker, session: aiohttp.ClientSession, inbox: MemoryInbox
             "session": session,
             "random": NoJitter(1),
             "rate": RateLimit(calls=1000),
-            "patience": Patience(tick_s=0.02, stop_s=0.5, refused_token_s=0.05),
+            "patience": quick(refused_token_s=0.05),
         }
         return Feed(**(arguments | changed))
 
@@ -238,11 +250,11 @@ async def test_connection_is_written_down_in_order(make_feed: MakeFeed, inbox: M
     assert feed.state is FeedState.STOPPED
     assert inbox.facts("open") == [{"conn": 1, "state": "open", "deflate": True}]
     assert [entry for entry in inbox.order() if entry != "frame"] == ["open", "defs", "sub", "closed"]
-    assert inbox.order().index("sub") < [e[-2] if e[0] == "frame" else "" for e in inbox.entries].index(b"snapshot")
+    assert inbox.order().index("sub") < [e[-2] if e[0] == "frame" else "" for e in inbox.entries].index(SNAPSHOT)
     assert inbox.entries[-1][1] == {"conn": 1, "state": "closed", "code": 1000, "reason": "stopped", "detail": ""}
     assert [entry[1:] for entry in inbox.entries if entry[0] == "frame"] == [
-        (1, b"market_info", 123),
-        (1, b"snapshot", 123),
+        (1, MARKET_INFO, 123),
+        (1, SNAPSHOT, 123),
     ]
     assert broker.ended == [(1000, True)]
 
@@ -251,10 +263,10 @@ async def test_reading_does_not_wait_for_definitions(make_feed: MakeFeed, inbox:
     """Messages arrive while definitions are looked up, which takes no longer than allowed."""
 
     async def never(_: tuple[Subscription, ...]) -> None:
-        await until(lambda: inbox.frames() == [b"market_info"])
+        await until(lambda: inbox.frames() == [MARKET_INFO])
         await asyncio.Event().wait()
 
-    feed = make_feed(before_subscribe=never, patience=Patience(definitions_s=0.2, tick_s=0.02))
+    feed = make_feed(before_subscribe=never, patience=quick(definitions_s=0.2))
     with capture_logs() as logs:
         async with running(feed):
             await until(lambda: feed.state is FeedState.LIVE)
@@ -390,7 +402,7 @@ async def test_token_url_is_asked_at_every_attempt(
     """A refused token is not sent again while fresh; a new one is tried at once."""
     broker.authorizing = [lambda: web.Response(status=401)]
     broker.token_url_answers = ["old", "old", "old", "", "new"]
-    feed = make_feed(tokens=TokenUrl(f"{broker.url}token", session), patience=Patience(tick_s=0.02))
+    feed = make_feed(tokens=TokenUrl(f"{broker.url}token", session), patience=quick())
     async with running(feed):
         await until(lambda: feed.state is FeedState.LIVE)
     assert broker.tokens == ["Bearer old", "Bearer new"]
@@ -449,7 +461,7 @@ async def test_slow_inbox_holds_the_broker(make_feed: MakeFeed, inbox: MemoryInb
 
     broker.scripts = [script]
     inbox.room.clear()
-    feed = make_feed(patience=Patience(tick_s=0.02, ping_s=0.1, pong_s=0.1, stop_s=0.5))
+    feed = make_feed(patience=quick(ping_s=0.1, pong_s=0.1, stop_s=0.5))
     async with running(feed):
         await asyncio.wait_for(broker.stalled.wait(), 20)
         assert inbox.frames() == []
@@ -491,7 +503,7 @@ async def test_silent_connection_is_given_up(make_feed: MakeFeed, inbox: MemoryI
         await given_up.wait()
 
     broker.scripts = [mute, serve]
-    feed = make_feed(patience=Patience(tick_s=0.02, ping_s=0.1, pong_s=0.1))
+    feed = make_feed(patience=quick(ping_s=0.1, pong_s=0.1))
     async with running(feed):
         await until(lambda: feed.state is FeedState.LIVE)
         given_up.set()
@@ -501,14 +513,14 @@ async def test_silent_connection_is_given_up(make_feed: MakeFeed, inbox: MemoryI
 
 async def test_quiet_market_is_no_silence(make_feed: MakeFeed, broker: Broker) -> None:
     """Without data, pongs show that the connection lives."""
-    feed = make_feed(patience=Patience(tick_s=0.02, ping_s=0.05, pong_s=0.05))
+    feed = make_feed(patience=quick(ping_s=0.05, pong_s=0.05))
     pongs = 0
 
     async def script(broker: Broker, ws: web.WebSocketResponse) -> None:
         nonlocal pongs
-        await ws.send_bytes(b"market_info")
+        await ws.send_bytes(MARKET_INFO)
         await broker.subscribed(ws)
-        await ws.send_bytes(b"snapshot")
+        await ws.send_bytes(SNAPSHOT)
         while True:
             message = await ws.receive()
             if message.type is WSMsgType.PING:
@@ -563,7 +575,7 @@ async def test_text_is_told_once_and_not_journalled(make_feed: MakeFeed, inbox: 
     with capture_logs() as logs:
         async with running(feed):
             await until(lambda: feed.state is FeedState.LIVE)
-    assert inbox.frames() == [b"market_info", b"snapshot"]
+    assert inbox.frames() == [MARKET_INFO, SNAPSHOT]
     assert [entry["text"] for entry in logs if entry["event"] == "feed.text"] == ['{"status":"failed"}']
 
 
@@ -571,10 +583,10 @@ async def test_oversized_message(
     make_feed: MakeFeed, inbox: MemoryInbox, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message beyond the bound ends the connection; what came before it is kept."""
-    monkeypatch.setattr("tickvault.brokers.upstox.connection.MAX_MESSAGE_BYTES", 1000)
+    monkeypatch.setattr("tickvault.brokers.upstox.dial.MAX_MESSAGE_BYTES", 1000)
 
     async def script(broker: Broker, ws: web.WebSocketResponse) -> None:
-        await ws.send_bytes(b"market_info")
+        await ws.send_bytes(MARKET_INFO)
         await ws.send_bytes(b"x" * 2000)
         await ws.receive()
 
@@ -582,7 +594,7 @@ async def test_oversized_message(
     feed = make_feed()
     async with running(feed):
         await until(lambda: feed.state is FeedState.LIVE)
-    assert inbox.frames()[0] == b"market_info"
+    assert inbox.frames()[0] == MARKET_INFO
     assert (inbox.facts("closed")[0]["code"], inbox.facts("closed")[0]["reason"]) == (1009, "protocol")
 
 
@@ -592,9 +604,9 @@ async def test_stopping_takes_in_what_is_still_on_the_way(
     """What the broker sends before it answers the close is recorded."""
 
     async def script(broker: Broker, ws: web.WebSocketResponse) -> None:
-        await ws.send_bytes(b"market_info")
+        await ws.send_bytes(MARKET_INFO)
         await broker.subscribed(ws)
-        await ws.send_bytes(b"snapshot")
+        await ws.send_bytes(SNAPSHOT)
         assert (await ws.receive()).type is WSMsgType.CLOSE
         for n in range(100):
             await ws.send_bytes(b"late %d" % n)
@@ -617,7 +629,7 @@ async def test_stopping_hands_over_what_was_read(make_feed: MakeFeed, inbox: Mem
         stopping.set()
         await until(lambda: broker.ended)
         inbox.room.set()
-    assert inbox.frames() == [b"market_info", b"snapshot"]
+    assert inbox.frames() == [MARKET_INFO, SNAPSHOT]
 
 
 async def test_stopping_does_not_wait_for_a_mute_broker(
@@ -630,11 +642,11 @@ async def test_stopping_does_not_wait_for_a_mute_broker(
         await broker.subscribed(ws)
         with contextlib.suppress(ConnectionError):
             while not left.is_set():
-                await ws.send_bytes(b"frame")
+                await ws.send_bytes(SNAPSHOT)
                 await asyncio.sleep(0.001)
 
     broker.scripts = [script]
-    feed = make_feed(patience=Patience(tick_s=0.02, stop_s=0.2))
+    feed = make_feed(patience=quick(stop_s=0.2))
     async with running(feed) as stopping:
         await until(lambda: feed.state is FeedState.LIVE)
         stopping.set()
@@ -726,8 +738,7 @@ async def test_keys_beyond_the_limit_are_told(make_feed: MakeFeed, broker: Broke
     async def subscriptions() -> tuple[Subscription, ...]:
         return tuple(Subscription(instrument_key=f"NSE_FO|{n}", mode=Mode.FULL_D30) for n in range(60))
 
-    feed = make_feed(subscriptions=subscriptions)
     with capture_logs() as logs:
-        async with running(feed):
-            await until(lambda: feed.state is FeedState.LIVE)
+        async with running(make_feed(subscriptions=subscriptions)):
+            await until(lambda: broker.requests and broker.requests[0])
     assert [entry["keys"] for entry in logs if entry["event"] == "feed.over_limit"] == [{"full_d30": 10}]

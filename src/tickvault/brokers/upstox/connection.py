@@ -1,9 +1,11 @@
-"""One open connection to the broker: read to its end, subscribed to and kept awake meanwhile.
+"""One open connection to the broker: read to its end, and meanwhile whatever the session wants done.
 
 Laws:
-    A message that was read is in the inbox before anything else happens; it is never decoded or judged here.
+    A message that was read is in the inbox before anything else happens; then a copy goes to the supervisor, which may
+    lose it. The reader waits for the inbox and for nothing else.
     The reader is never cancelled by us while it hands a message over: it ends by itself, at the end of the connection
-    or at a deadline.
+    or when the session abandons it.
+    Nothing is decided here: events go to the session, and what it answers is done.
 """
 
 from __future__ import annotations
@@ -11,59 +13,59 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 import aiohttp
 import structlog
-from aiohttp import ClientWSTimeout, WSMsgType
-from yarl import URL
+from aiohttp import WSMsgType
 
-from tickvault.brokers.upstox.api import USER_AGENT, BrokerUnavailable, Failure, describe
-from tickvault.brokers.upstox.plan import Method, chunks, excess, new_guid, request_bytes
+from tickvault.brokers.upstox.dial import CLOSE_S
+from tickvault.brokers.upstox.events import Due, Opened, Plain
+from tickvault.brokers.upstox.observe import RawFrame, Sight
+from tickvault.brokers.upstox.plan import Method, excess, new_guid, request_bytes
+from tickvault.brokers.upstox.session import SessionPatience
+from tickvault.brokers.upstox.transitions import Do, State
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from random import Random
 
+    from tickvault.brokers.upstox.events import Action, Event
+    from tickvault.brokers.upstox.plan import SubscribeRequest
+    from tickvault.brokers.upstox.session import Session
+    from tickvault.brokers.upstox.supervision import Supervision
     from tickvault.model import Inbox, Subscription
 
-__all__ = ["Connection", "End", "Patience", "Tally", "connect"]
+__all__ = ["Connection", "End", "Patience", "Tally"]
 
-MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024  # the largest seen has 160 kB; 2,000 keys in one would have 0.7 MB
-DEFLATE_WINDOW_BITS: Final = 15
-# The first message is market_info, subscribed or not; a second one shows that the subscription is served.
-LIVE_FRAMES: Final = 2
-CLOSE_S: Final = 0.5  # for a connection that is given up; a polite end has taken place before
 # The broker dropping us within 10 s of a wait for room of a second or more is put down to the wait.
 HELD_S: Final = 1.0
 HELD_RECENTLY_S: Final = 10.0
+# What came while we did not read is read and seen this long after.
+CATCH_UP_S: Final = 2.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long the feed waits for what, in seconds.
+class Patience(SessionPatience):
+    """How long the feed waits for what, in seconds: what the session has, and more.
 
     Attributes:
         connect_s: for the WebSocket handshake.
         definitions_s: for `before_subscribe`; then it subscribes without.
         send_s: for one request to leave.
-        ping_s: of silence before a ping; with no subscribed trading, silence is normal.
-        pong_s: for anything at all after the ping.
-        stop_s: for the broker to close after we did.
         refused_token_s: before a token that was refused is tried again; another one is tried at once.
         tick_s: the reader looks up from an idle connection this often.
+        observe_s: frames are observed in groups of so much time.
     """
 
     connect_s: float = 10.0
     definitions_s: float = 5.0
     send_s: float = 10.0
-    ping_s: float = 30.0
-    pong_s: float = 10.0
-    stop_s: float = 2.0
     refused_token_s: float = 15.0
     tick_s: float = 0.5
+    observe_s: float = 0.25
 
 
 @dataclass(slots=True)
@@ -74,11 +76,13 @@ class Tally:
         frames: binary messages.
         last_frame_s: monotonic time of the last one.
         held_s: seconds that reading stood still for want of room in the inbox.
+        unobserved: messages that the supervisor was too slow for; recorded like all others.
     """
 
     frames: int = 0
     last_frame_s: float | None = None
     held_s: float = 0.0
+    unobserved: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,82 +94,65 @@ class End:
     detail: str = ""
 
 
-async def connect(session: aiohttp.ClientSession, uri: str, timeout_s: float) -> aiohttp.ClientWebSocketResponse:
-    """Return the WebSocket at an authorized address, which opens once.
-
-    Raises:
-        BrokerUnavailable: it does not open; no message has the address.
-    """
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await session.ws_connect(
-                URL(uri, encoded=True),
-                headers={"User-Agent": USER_AGENT},
-                timeout=ClientWSTimeout(ws_close=CLOSE_S),
-                compress=DEFLATE_WINDOW_BITS,
-                max_msg_size=MAX_MESSAGE_BYTES,
-                # Pings are our own (_idle): aiohttp's heartbeat counts the time that we do not read as silence,
-                # and then throws away what it holds. A slow disk would cost frames.
-                heartbeat=None,
-                autoping=False,
-            )
-    except aiohttp.WSServerHandshakeError as exc:
-        reason = Failure.RATE_LIMITED if exc.status == 429 else Failure.REFUSED
-        # Without its cause, whose text has the authorized address.
-        raise BrokerUnavailable(f"the feed refuses the connection: HTTP {exc.status}", reason=reason) from None
-    except (aiohttp.ClientError, OSError, TimeoutError) as exc:
-        raise BrokerUnavailable(f"the feed cannot be reached: {describe(exc)}", reason=Failure.UNREACHABLE) from exc
-
-
 @dataclass(slots=True, kw_only=True)
 class Connection:
-    """One open connection, and what its reader and its subscriber know of each other.
+    """One open connection, and what its tasks know of each other.
 
     Attributes:
         ws: the WebSocket, closed by `run`.
         number: of the connection, in the journal.
-        subscriptions: what to subscribe to.
-        inbox: gets every binary message, and the facts `sub`.
+        subscriptions: what to subscribe to; `requests` the messages that do it.
+        inbox: gets every binary message, and the facts `sub` and `watch`.
         before_subscribe: called, already read from, before the subscriptions are sent.
-        on_live: called once, when the subscription is served.
+        session: told what happens; says what to do.
+        supervision: sees what comes.
+        on_live: called each time that the session becomes live.
         tally: counts on.
         clock_ns: UTC wall clock in ns.
         monotonic_s: monotonic clock in s.
         random: source of request ids.
         patience: how long to wait for what.
-        heard_s: monotonic time of the last sign of life.
-        live: whether the subscription was served.
     """
 
     ws: aiohttp.ClientWebSocketResponse
     number: int
     subscriptions: tuple[Subscription, ...]
+    requests: tuple[SubscribeRequest, ...]
     inbox: Inbox
     before_subscribe: Callable[[tuple[Subscription, ...]], Awaitable[None]]
+    session: Session
+    supervision: Supervision
     on_live: Callable[[], None]
     tally: Tally
     clock_ns: Callable[[], int]
     monotonic_s: Callable[[], float]
     random: Random
     patience: Patience
-    heard_s: float
-    live: bool = False
-    _frames: int = field(default=0, init=False)
-    _pinged_s: float | None = field(default=None, init=False)
+    _sight: Sight = field(default_factory=Sight, init=False)
+    _came: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _over: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _requested: asyncio.Queue[Action] = field(default_factory=asyncio.Queue, init=False)
+    _controls: asyncio.Queue[Action] = field(default_factory=asyncio.Queue, init=False)
+    _holding_since_s: float | None = field(default=None, init=False)
     _held_until_s: float | None = field(default=None, init=False)
-    _stop_by_s: float | None = field(default=None, init=False)
-    _unsent: bool = field(default=False, init=False)
-    _subscribed: bool = field(default=False, init=False)
+    _closing: Action | None = field(default=None, init=False)
+    _abandoned: End | None = field(default=None, init=False)
     _text_seen: bool = field(default=False, init=False)
 
     async def run(self, stopping: asyncio.Event) -> End:
         """Read and subscribe until the connection ends, and say how it did; `stopping` asks the broker for that end."""
+        self.supervision.connected(self.number, self.requests, self.monotonic_s(), self.clock_ns())
+        self._tell(Opened(len(self.requests)))
         async with asyncio.TaskGroup() as group:
             subscriber = group.create_task(self._subscribe(), name="feed:subscribe")
+            controller = group.create_task(self._control_connection(), name="feed:control")
             farewell = group.create_task(self._bid_farewell(stopping), name="feed:farewell")
+            group.create_task(self._supervise(), name="feed:supervise")
             end = await self._read()
-            subscriber.cancel()
-            farewell.cancel()
+            self._over.set()
+            self._came.set()
+            for task in (subscriber, controller, farewell):
+                task.cancel()
         return end
 
     async def aclose(self) -> None:
@@ -175,7 +162,40 @@ class Connection:
             async with asyncio.timeout(CLOSE_S):
                 await self.ws.close()
 
+    def _tell(self, event: Event) -> None:
+        """Tell the session what happened, and see to what it wants done."""
+        before = self.session.state
+        for action in self.session.on(event, self.monotonic_s()):
+            match action.do:
+                case Do.DEFINE | Do.SUBSCRIBE:
+                    self._requested.put_nowait(action)
+                case Do.PING | Do.CLOSE:
+                    self._controls.put_nowait(action)
+                    self._closing = action if action.do is Do.CLOSE else self._closing
+                case Do.ABANDON:
+                    self._abandoned = End(code=1006, reason=action.reason, detail=action.detail)
+                case Do.WAIT:
+                    pass  # session.timer_s has it
+                case Do.PREPARE | Do.AUTHORIZE | Do.CONNECT:
+                    raise AssertionError(action)  # never while a connection is open
+                case _:
+                    assert_never(action.do)
+        if self.session.state is not before:
+            self.supervision.moved(before, self.session.state, self.clock_ns())
+            if self.session.state is State.LIVE:
+                self.on_live()
+
     async def _subscribe(self) -> None:
+        while True:
+            action = await self._requested.get()
+            if action.do is Do.DEFINE:
+                await self._define()
+                self._tell(Plain.DEFINED)
+            elif await self._request(action.request):
+                self.supervision.subscribed(action.request, self.monotonic_s())
+                self._tell(Plain.SENT)
+
+    async def _define(self) -> None:
         try:
             async with asyncio.timeout(self.patience.definitions_s):
                 await self.before_subscribe(self.subscriptions)
@@ -183,42 +203,50 @@ class Connection:
             log.warning("feed.definitions_late", conn=self.number)
         if over := excess(self.subscriptions):
             log.warning("feed.over_limit", conn=self.number, keys={mode.value: count for mode, count in over.items()})
-        self._subscribed = True
-        for request in chunks(self.subscriptions):
-            guid, mode = new_guid(self.random), request.mode
-            # The fact first: the snapshot that answers the request must come after it in the journal.
-            body = {"conn": self.number, "mode": mode.value, "keys": list(request.keys), "guid": guid}
-            await self.inbox.fact("sub", body)
-            try:
-                async with asyncio.timeout(self.patience.send_s):
-                    await self.ws.send_bytes(request_bytes(guid, Method.SUB, mode, request.keys))
-            except TimeoutError:
-                self._unsent = True
-                return
-            except (aiohttp.ClientError, OSError):
-                return  # the connection is gone, and the reader comes to its end by itself
+
+    async def _request(self, index: int) -> bool:
+        """Send one request; return whether it left."""
+        request = self.requests[index]
+        guid, mode = new_guid(self.random), request.mode
+        # The fact first: the snapshot that answers the request must come after it in the journal.
+        body = {"conn": self.number, "mode": mode.value, "keys": list(request.keys), "guid": guid}
+        await self.inbox.fact("sub", body)
+        try:
+            async with asyncio.timeout(self.patience.send_s):
+                await self.ws.send_bytes(request_bytes(guid, Method.SUB, mode, request.keys))
+        except TimeoutError:
+            self._abandoned = End(code=1006, reason="silent", detail="it does not take our requests")
+            return False
+        except (aiohttp.ClientError, OSError):
+            return False  # the connection is gone, and the reader comes to its end by itself
+        return True
+
+    async def _control_connection(self) -> None:
+        while True:
+            if (await self._controls.get()).do is Do.PING:
+                await self._control(b"", WSMsgType.PING)
+            else:
+                # Not ws.close(): it throws away what is still to be read. The reader reads on to the broker's answer.
+                await self._control(b"\x03\xe8", WSMsgType.CLOSE)
 
     async def _bid_farewell(self, stopping: asyncio.Event) -> None:
         await stopping.wait()
-        self._stop_by_s = self.monotonic_s() + self.patience.stop_s
-        # Not ws.close(): it throws away what is still to be read. The reader reads on to the broker's answer.
-        await self._control(b"\x03\xe8", WSMsgType.CLOSE)
+        self._tell(Plain.STOP)
 
     async def _read(self) -> End:
         while True:
-            if self._stop_by_s is not None and self.monotonic_s() >= self._stop_by_s:
-                return End(code=1006, reason="stopped")
-            if self._unsent:
-                return End(code=1006, reason="silent", detail="it does not take our requests")
+            if self.session.state is State.CLOSING:
+                self._tell(Due())
+            if self._abandoned is not None:
+                return self._abandoned
             try:
                 message = await self.ws.receive(timeout=self.patience.tick_s)
             except TimeoutError:
-                if await self._idle():
-                    return End(code=1006, reason="silent", detail="no answer to a ping")
+                self._tell(Plain.IDLE)
                 continue
             if (end := await self._handle(message)) is not None:
                 return end
-            self.heard_s, self._pinged_s = self.monotonic_s(), None
+            self._tell(Plain.HEARD)
 
     async def _handle(self, message: aiohttp.WSMessage) -> End | None:
         match message.type:
@@ -242,28 +270,52 @@ class Connection:
         return None
 
     async def _take(self, payload: bytes) -> None:
-        received_s = self.monotonic_s()
-        await self.inbox.frame(self.clock_ns(), self.number, payload)
-        now_s = self.monotonic_s()
+        received_s, received_ns = self.monotonic_s(), self.clock_ns()
+        self._holding_since_s = received_s
+        await self.inbox.frame(received_ns, self.number, payload)
+        self._holding_since_s, now_s = None, self.monotonic_s()
         if now_s - received_s >= HELD_S:
             self._held_until_s = now_s
         self.tally.held_s += now_s - received_s
         self.tally.frames += 1
         self.tally.last_frame_s = received_s
-        self._frames += 1
-        if self._subscribed and not self.live and self._frames >= LIVE_FRAMES:
-            self.live = True
-            self.on_live()
+        frame = RawFrame(conn=self.number, received_ns=received_ns, received_s=received_s, payload=payload)
+        self._sight.put(frame)
+        self._came.set()
 
-    async def _idle(self) -> bool:
-        """Ping a silent connection; return whether it is dead."""
+    async def _supervise(self) -> None:
+        """Observe what came, in groups; the frames of a connection that is not live yet, at once."""
+        while True:
+            over, lost = self._over.is_set(), self._sight.lost
+            frames, self._sight.lost = self._sight.take(), 0
+            self._came.clear()
+            self.tally.unobserved += lost
+            seen = await asyncio.to_thread(self.supervision.observe, frames) if frames else []
+            reading = self._is_reading() and not lost
+            for event in self.supervision.digest(seen, self.monotonic_s(), self.clock_ns(), reading=reading):
+                self._tell(event)
+            # While we do not read, the absence of data says nothing; definitions and requests go on.
+            if not over and (reading or self.session.state is State.GREETING):
+                self._tell(Due(expected=self.supervision.expects(self.clock_ns())))
+            for fact in self.supervision.take_facts():
+                await self.inbox.fact("watch", fact)
+            if over:
+                return
+            await self._wait(self._came)
+            if self.session.state is State.LIVE:
+                await self._wait(self._over)
+
+    async def _wait(self, event: asyncio.Event) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.patience.observe_s):
+                await event.wait()
+
+    def _is_reading(self) -> bool:
+        """Whether what the broker sends is read without delay, so that its absence means something."""
         now_s = self.monotonic_s()
-        if self._pinged_s is not None:
-            return now_s - self._pinged_s >= self.patience.pong_s
-        if now_s - self.heard_s >= self.patience.ping_s:
-            self._pinged_s = now_s
-            await self._control(b"", WSMsgType.PING)
-        return False
+        if self._holding_since_s is not None and now_s - self._holding_since_s >= self.patience.observe_s:
+            return False
+        return self._held_until_s is None or now_s - self._held_until_s >= CATCH_UP_S
 
     async def _control(self, payload: bytes, kind: WSMsgType) -> None:
         # A connection that takes no more may still have messages to read; the reader comes to its end by itself.
@@ -272,5 +324,7 @@ class Connection:
                 await self.ws.send_frame(payload, kind)
 
     def _dropped(self, code: int, reason: str, detail: str) -> End:
+        if self._closing is not None:
+            return End(code=code, reason=self._closing.reason, detail=self._closing.detail)
         held = self._held_until_s is not None and self.monotonic_s() - self._held_until_s < HELD_RECENTLY_S
         return End(code=code, reason="overrun" if held else reason, detail=detail)

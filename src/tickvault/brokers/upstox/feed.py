@@ -3,55 +3,52 @@
 Laws:
     What was read is in the inbox when `run` ends (connection.py); only a cancelled `run` cuts the reader short.
     Every attempt asks for the token, authorizes and connects anew; an authorized address opens once.
+    What to do next, and when, is the session's to say (session.py); here it is done.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import dataclass, field
-from enum import StrEnum
 from random import Random
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from tickvault.backoff import backoff
 from tickvault.brokers.upstox.api import BrokerUnavailable, Failure, UpstoxApi
-from tickvault.brokers.upstox.connection import Connection, End, Patience, Tally, connect
-from tickvault.brokers.upstox.plan import RateLimit
+from tickvault.brokers.upstox.connection import Connection, End, Patience, Tally
+from tickvault.brokers.upstox.dial import connect
+from tickvault.brokers.upstox.events import Due, Event, Failed, Plain
+from tickvault.brokers.upstox.phases import Calendar
+from tickvault.brokers.upstox.plan import RateLimit, chunks
+from tickvault.brokers.upstox.session import Session
+from tickvault.brokers.upstox.supervision import Supervision
 from tickvault.brokers.upstox.tokens import StaticToken, TokenSource
+from tickvault.brokers.upstox.transitions import Do, State
+from tickvault.brokers.upstox.watch import Watch
 from tickvault.errors import FeedUnavailable, TokenRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine
 
     import aiohttp
 
+    from tickvault.brokers.upstox.accounts import Accounts, KeyReport
+    from tickvault.brokers.upstox.baseline import Baseline
+    from tickvault.brokers.upstox.events import Action
+    from tickvault.brokers.upstox.findings import WatchReport
+    from tickvault.brokers.upstox.freshness import WatchSettings
+    from tickvault.brokers.upstox.phases import Phase
     from tickvault.model import Inbox, Subscription
 
 __all__ = ["Feed", "FeedState", "Patience"]
 
-# How soon a broker that is back is noticed; the rate limit bounds the calls besides.
-FIRST_PAUSE_S: Final = 1.0
-LONGEST_PAUSE_S: Final = 30.0
+FeedState = State
 
 _T = TypeVar("_T")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-class FeedState(StrEnum):
-    """What the feed is doing."""
-
-    IDLE = "idle"
-    AUTHORIZING = "authorizing"
-    CONNECTING = "connecting"
-    SUBSCRIBING = "subscribing"
-    LIVE = "live"
-    WAITING = "waiting"
-    STOPPED = "stopped"
 
 
 @dataclass(slots=True)
@@ -70,7 +67,7 @@ class Feed:
         api: authorizes.
         tokens: asked once an attempt.
         subscriptions: what to subscribe to; asked once an attempt. FeedUnavailable: a failed attempt.
-        inbox: gets every binary message, and the facts `conn` (open, closed, failed) and `sub`.
+        inbox: gets every binary message, and the facts `conn` (open, closed, failed), `sub` and `watch`.
         before_subscribe: called with each connection open and already read from, before its subscriptions are sent.
         session: the program's HTTP session; not closed here. TLS is verified as it says.
         clock_ns: UTC wall clock in ns.
@@ -79,9 +76,12 @@ class Feed:
         first_conn: number of the first connection that opens.
         rate: bounds the authorize calls; shared when several feeds use one account.
         patience: how long to wait for what.
+        calendar: when markets trade; asked often, an empty one leaves it to the broker's statuses.
+        watching: what counts as silence and as a brown-out.
+        baseline: what is usual, from earlier days.
+        accounts: the books of the keys, for tests with less patience.
 
     Attributes:
-        state: what it is doing.
         conn: number of the connection that is open, or was last; first_conn - 1 before any.
         reconnects: connections opened after the first.
         last_error: the last failure in one line, without secrets; None once live.
@@ -102,8 +102,11 @@ class Feed:
         first_conn: int = 1,
         rate: RateLimit | None = None,
         patience: Patience | None = None,
+        calendar: Callable[[], Calendar] = Calendar,
+        watching: WatchSettings | None = None,
+        baseline: Baseline | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
-        self.state = FeedState.IDLE
         self.conn = first_conn - 1
         self.reconnects = 0
         self.last_error: str | None = None
@@ -113,15 +116,56 @@ class Feed:
         self._subscriptions = subscriptions
         self._inbox = inbox
         self._before_subscribe = before_subscribe
-        self._session = session
+        self._http = session
         self._clock_ns = clock_ns
         self._monotonic_s = monotonic_s
         self._random = random or Random()  # noqa: S311 - jitter, not a secret
         self._first_conn = first_conn
-        self._rate = rate or RateLimit()
         self._patience = patience or Patience()
+        self._session = Session(rate=rate or RateLimit(), random=self._random, patience=self._patience)
+        self._watch = Watch(calendar, watching, baseline)
+        self._supervision = Supervision(self._watch, accounts)
         self._refused = _Refused()
         self._failed: tuple[Failure, str] | None = None
+        self._first = True
+        self._hopeless: TokenRefused | None = None
+        self._wanted: tuple[Subscription, ...] = ()
+        self._token = self._uri = ""  # of the attempt under way
+
+    @property
+    def state(self) -> State:
+        """What it is doing."""
+        return self._session.state
+
+    @property
+    def keys(self) -> KeyReport:
+        """How the subscribed keys do; at most a second old."""
+        return self._supervision.keys
+
+    @property
+    def statuses(self) -> dict[str, dict[str, str]]:
+        """Scope (segment, cas, pre_open) → segment → its last status, verbatim."""
+        return {scope: dict(statuses) for scope, statuses in self._watch.statuses.items()}
+
+    @property
+    def phases(self) -> dict[str, Phase]:
+        """Subscribed segment → what it is doing."""
+        return self._watch.phases(self._clock_ns())
+
+    @property
+    def watch(self) -> WatchReport:
+        """What is the matter with the data; at most a second old."""
+        return self._supervision.watched
+
+    @property
+    def baseline(self) -> Baseline:
+        """What is usual, today's minutes included; to be kept for the next start."""
+        return self._watch.baseline
+
+    @property
+    def unobserved(self) -> int:
+        """Messages that were recorded and not observed, for want of time."""
+        return self._tally.unobserved
 
     @property
     def frames(self) -> int:
@@ -144,66 +188,82 @@ class Feed:
         Raises:
             TokenRefused: at the very first attempt, of a static token. Later it waits for the token to be accepted.
         """
-        delays, first = self._delays(), True
-        while not stopping.is_set():
-            outcome = await _unless(stopping, self._attempt())
-            retry_after_s = 0.0
-            if isinstance(outcome, Connection):
-                await self._hold(outcome, stopping)
-                if outcome.live:
-                    delays = self._delays()
-            elif outcome is not None:
-                await self._note_failure(outcome)
-                if first and isinstance(outcome, TokenRefused) and isinstance(self._tokens, StaticToken):
-                    self.state = FeedState.STOPPED
-                    raise outcome
-                if isinstance(outcome, FeedUnavailable):
-                    retry_after_s = outcome.retry_after_s or 0.0
-            first = False
-            self.state = FeedState.WAITING
-            await _sleep(stopping, max(next(delays), retry_after_s))
-        self.state = FeedState.STOPPED
+        event: Event = Plain.START
+        while True:
+            todo = self._session.on(event, self._monotonic_s())
+            if self.state is State.STOPPED:
+                break
+            event = await self._perform(todo[0] if todo else None, stopping)
         log.info("feed.stopped", conn=self.conn, frames=self.frames)
+        if self._hopeless is not None:
+            raise self._hopeless
 
-    def _delays(self) -> Iterator[float]:
-        return backoff(self._random, first_s=FIRST_PAUSE_S, cap_s=LONGEST_PAUSE_S)
+    async def _perform(self, action: Action | None, stopping: asyncio.Event) -> Event:
+        """Do what the session wants done while no connection is open, and return what came of it."""
+        if stopping.is_set():
+            return Plain.STOP
+        if action is None or action.do is Do.WAIT:
+            return await _unless(stopping, self._pause()) or Plain.STOP
+        outcome = await _unless(stopping, self._attempt(action.do))
+        if isinstance(outcome, Connection):
+            self._first = False
+            await self._hold(outcome, stopping)
+            return Plain.CLOSED
+        if not isinstance(outcome, TokenRefused | FeedUnavailable):
+            return Plain.STOP if outcome is None else outcome
+        await self._note_failure(outcome)
+        first, self._first = self._first, False
+        if first and isinstance(outcome, TokenRefused) and isinstance(self._tokens, StaticToken):
+            self._hopeless = outcome
+            return Plain.HOPELESS
+        return Failed((outcome.retry_after_s or 0.0) if isinstance(outcome, FeedUnavailable) else 0.0)
 
-    async def _attempt(self) -> Connection | TokenRefused | FeedUnavailable:
-        """Open a connection, or return why not; its last await is the one that opens it, so none is left over."""
+    async def _pause(self) -> Due:
+        await asyncio.sleep((self._session.timer_s or 0.0) - self._monotonic_s())
+        return Due()
+
+    async def _attempt(self, do: Do) -> Plain | Connection | TokenRefused | FeedUnavailable:
+        """Do one step of an attempt, or return why not; the last await is the one that opens, so nothing is left over."""
         try:
-            await asyncio.sleep(self._rate.delay_s(self._monotonic_s()))
-            self.state = FeedState.AUTHORIZING
-            subscriptions = await self._subscriptions()
-            uri = await self._authorize()
-            self.state = FeedState.CONNECTING
-            ws = await connect(self._session, uri, self._patience.connect_s)
+            if do is Do.PREPARE:
+                await self._prepare()
+                return Plain.PREPARED
+            if do is Do.AUTHORIZE:
+                await self._authorize()
+                return Plain.AUTHORIZED
+            uri, self._uri = self._uri, ""
+            ws = await connect(self._http, uri, self._patience.connect_s)
         except (TokenRefused, FeedUnavailable) as exc:
             return exc
         return Connection(
             ws=ws,
             number=self.conn + 1,
-            subscriptions=subscriptions,
+            subscriptions=self._wanted,
+            requests=chunks(self._wanted),
             inbox=self._inbox,
             before_subscribe=self._before_subscribe,
+            session=self._session,
+            supervision=self._supervision,
             on_live=self._note_live,
             tally=self._tally,
             clock_ns=self._clock_ns,
             monotonic_s=self._monotonic_s,
             random=self._random,
             patience=self._patience,
-            heard_s=self._monotonic_s(),
         )
 
-    async def _authorize(self) -> str:
-        token = await self._tokens.token()
-        now_s = self._monotonic_s()
-        if token == self._refused.token and now_s - self._refused.at_s < self._patience.refused_token_s:
+    async def _prepare(self) -> None:
+        self._wanted = await self._subscriptions()
+        self._token = await self._tokens.token()
+        again_s = self._refused.at_s + self._patience.refused_token_s
+        if self._token == self._refused.token and self._monotonic_s() < again_s:
             raise TokenRefused(self._refused.words)
-        self._rate.note(now_s)
+
+    async def _authorize(self) -> None:
         try:
-            return await self._api.authorize(token)
+            self._uri = await self._api.authorize(self._token)
         except TokenRefused as exc:
-            self._refused = _Refused(token, self._monotonic_s(), str(exc))
+            self._refused = _Refused(self._token, self._monotonic_s(), str(exc))
             raise
 
     async def _note_failure(self, exc: TokenRefused | FeedUnavailable) -> None:
@@ -223,7 +283,7 @@ class Feed:
         """Let the connection run to its end; write down its beginning and its end."""
         self.conn = connection.number
         self.reconnects = self.conn - self._first_conn
-        self.state, self._failed = FeedState.SUBSCRIBING, None
+        self._failed = None
         deflate = bool(connection.ws.compress)
         try:
             await self._inbox.fact("conn", {"conn": self.conn, "state": "open", "deflate": deflate})
@@ -240,7 +300,7 @@ class Feed:
         await self._inbox.fact("conn", {"conn": self.conn, "state": "closed", **ending})
 
     def _note_live(self) -> None:
-        self.state, self.last_error = FeedState.LIVE, None
+        self.last_error = None
         log.info("feed.live", conn=self.conn)
 
 
@@ -253,9 +313,3 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, _T]) -> _
         task.cancel()
         stop.cancel()
     return None if task.cancelled() else task.result()
-
-
-async def _sleep(stopping: asyncio.Event, delay_s: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(delay_s):
-            await stopping.wait()

@@ -18,6 +18,11 @@ class Condition(StrEnum):
     REFUSED = "refused"
     SERVED = "served"
 
+    @property
+    def alarms(self) -> bool:
+        """Whether something is the matter; else it is over."""
+        return self in (Condition.SILENT, Condition.BROWN_OUT, Condition.REFUSED)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:

@@ -1,0 +1,45 @@
+"""Opens the WebSocket at an authorized address."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import aiohttp
+from aiohttp import ClientWSTimeout
+from yarl import URL
+
+from tickvault.brokers.upstox.api import USER_AGENT, BrokerUnavailable, Failure, describe
+
+__all__ = ["CLOSE_S", "connect"]
+
+MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024  # the largest seen has 160 kB; 2,000 keys in one would have 0.7 MB
+DEFLATE_WINDOW_BITS: Final = 15
+CLOSE_S: Final = 0.5  # for a connection that is given up; a polite end has taken place before
+
+
+async def connect(session: aiohttp.ClientSession, uri: str, timeout_s: float) -> aiohttp.ClientWebSocketResponse:
+    """Return the WebSocket at an authorized address, which opens once.
+
+    Raises:
+        BrokerUnavailable: it does not open; no message has the address.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await session.ws_connect(
+                URL(uri, encoded=True),
+                headers={"User-Agent": USER_AGENT},
+                timeout=ClientWSTimeout(ws_close=CLOSE_S),
+                compress=DEFLATE_WINDOW_BITS,
+                max_msg_size=MAX_MESSAGE_BYTES,
+                # Pings are our own (session.py): aiohttp's heartbeat counts the time that we do not read as silence,
+                # and then throws away what it holds. A slow disk would cost frames.
+                heartbeat=None,
+                autoping=False,
+            )
+    except aiohttp.WSServerHandshakeError as exc:
+        reason = Failure.RATE_LIMITED if exc.status == 429 else Failure.REFUSED
+        # Without its cause, whose text has the authorized address.
+        raise BrokerUnavailable(f"the feed refuses the connection: HTTP {exc.status}", reason=reason) from None
+    except (aiohttp.ClientError, OSError, TimeoutError) as exc:
+        raise BrokerUnavailable(f"the feed cannot be reached: {describe(exc)}", reason=Failure.UNREACHABLE) from exc

@@ -1,0 +1,111 @@
+"""What a feed's frames show, connection after connection: told to the session, the journal, the log and the status."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from tickvault.brokers.upstox.accounts import Accounts, KeyReport, Why
+from tickvault.brokers.upstox.events import Degraded, Delivered, Plain, Silent
+from tickvault.brokers.upstox.observe import Observer, Show
+from tickvault.brokers.upstox.transitions import State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tickvault.brokers.upstox.events import Event
+    from tickvault.brokers.upstox.findings import Fact
+    from tickvault.brokers.upstox.observe import Observation, RawFrame
+    from tickvault.brokers.upstox.plan import SubscribeRequest
+    from tickvault.brokers.upstox.watch import Watch
+
+__all__ = ["Supervision"]
+
+# With accounts.PATIENCE_S: a key that never delivers is told within 10 s of its subscribe.
+REPORT_S: Final = 1.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Supervision:
+    """What a feed's frames show, connection after connection: the books of its keys, and the watch.
+
+    Attributes:
+        keys: how the keys do; `watched` what is the matter. Both are replaced every second, never changed.
+    """
+
+    def __init__(self, watch: Watch, accounts: Accounts | None = None) -> None:
+        self.keys = KeyReport()
+        self.watched = watch.report()
+        self._watch = watch
+        self._accounts = accounts or Accounts()
+        self._observer = Observer()
+        self._facts: list[Fact] = []
+        self._reported_s = float("-inf")
+        self._told: dict[Why, int] = {}
+
+    def connected(self, conn: int, requests: Sequence[SubscribeRequest], now_s: float, now_ns: int) -> None:
+        """Begin with a new connection."""
+        self._accounts.open(requests)
+        keys = [key for request in requests for key in request.keys]
+        self._facts += self._watch.connected(conn, keys, now_s, now_ns)
+
+    def subscribed(self, request: int, now_s: float) -> None:
+        """Note that a request is sent."""
+        self._accounts.subscribed(request, now_s)
+
+    def observe(self, frames: Sequence[RawFrame]) -> list[Observation]:
+        """Decode; may run in a thread."""
+        return self._observer.observe(frames)
+
+    def digest(self, seen: Sequence[Observation], now_s: float, now_ns: int, *, reading: bool) -> list[Event]:
+        """Take in what was seen, and what was not; return what the session has to know of it."""
+        events: list[Event] = []
+        delivered = False
+        for one in seen:
+            delivered |= self._accounts.note(one)
+            self._watch.note(one)
+            if one.novelties:
+                log.warning("feed.novelty", conn=one.conn, what=list(one.novelties))
+        if any(one.kind is Show.MARKET_INFO for one in seen):
+            events.append(Plain.GREETED)
+        if delivered:
+            events.append(Delivered(self._accounts.answered))
+        verdict = self._watch.look(now_s, now_ns, reading=reading)
+        self._facts += verdict.facts
+        if verdict.silent is not None:
+            events.append(Silent(verdict.silent))
+        if verdict.degraded is not None:
+            events.append(Degraded(*verdict.degraded))
+        if now_s - self._reported_s >= REPORT_S or verdict.facts:
+            self._report(now_s, now_ns)
+        return events
+
+    def moved(self, before: State, after: State, now_ns: int) -> None:
+        """Note that the session went from one state to another."""
+        if (before, after) == (State.SNAPSHOTS, State.MUTE):
+            self._facts += self._watch.refuse(now_ns, "subscribed, and no key delivers")
+        elif after is State.LIVE:
+            self._facts += self._watch.serve(now_ns)
+
+    def expects(self, now_ns: int) -> bool:
+        """Whether a subscribed segment trades."""
+        return self._watch.expects(now_ns)
+
+    def take_facts(self) -> list[dict[str, object]]:
+        """Return what is to be journalled, once."""
+        facts, self._facts = self._facts, []
+        for fact in facts:
+            body = {"conn": fact.conn, "state": fact.state.value, "segments": fact.segments, "detail": fact.detail}
+            (log.warning if fact.state.alarms else log.info)("feed.watch", **body)
+        return [fact.body for fact in facts]
+
+    def _report(self, now_s: float, now_ns: int) -> None:
+        self._reported_s = now_s
+        self.keys = self._accounts.report(now_s, self._watch.phases(now_ns))
+        self.watched = self._watch.report()
+        for why, keys in self.keys.problems.items():
+            if keys.count > self._told.get(why, 0):
+                self._told[why] = keys.count
+                log.warning("feed.keys_silent", why=why.value, count=keys.count, keys=list(keys.sample))
