@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 from yarl import URL
 
-from tickvault import segments, survey
+from tickvault import segments, snapshots, survey
 from tickvault.addresses import bare_url
 from tickvault.batching import IST
 from tickvault.brokers.upstox.api import UpstoxApi
@@ -35,6 +35,7 @@ from tickvault.brokers.upstox.plan import excess
 from tickvault.brokers.upstox.tokens import StaticToken, TokenUrl
 from tickvault.datafolder import DataFolder, holder, nearest, unusable
 from tickvault.errors import ConfigurationError, FeedUnavailable, SinkUnavailable, TickvaultError
+from tickvault.health import ALARMS, FeedHealth
 from tickvault.journal import examine
 from tickvault.model import Mode
 from tickvault.settings import check_plaintext, require_recordable
@@ -97,6 +98,7 @@ async def run_checks(
             ("disk", one.disk),
             ("data folder", one.data_folder),
             ("journal", one.journal),
+            ("recorder", one.recorder),
         ):
             rows += await _bounded(what, check)
     return rows
@@ -358,6 +360,20 @@ class _Checks:
         stats = await asyncio.to_thread(survey.stats, folder / "journal")
         found = f"{stats.frames:,} frames in {stats.segments:,} segment{'s' * (stats.segments != 1)} can be opened; `tickvault journal verify` reads them"
         return [Row(True, "journal", found)]
+
+    async def recorder(self) -> list[Row]:
+        """Ask the recorder that has the folder, if one has, how its keys and its data do."""
+        http = self._settings.http
+        token = http.token.get_secret_value() if http and http.token else None
+        told = await snapshots.ask(await asyncio.to_thread(holder, self._settings.data_dir), token)
+        if told is None or not isinstance(told.get("feed"), dict):
+            return []
+        feed = FeedHealth.of(told["feed"])
+        steps = feed.keys.next_steps()
+        keys = Row(not steps, "keys", "; ".join(filter(None, (feed.keys.shown(), steps))))
+        alarm = feed.market.state in ALARMS
+        hint = "; the recorder reconnects by itself: see `gaps` and the network" if alarm else ""
+        return [keys, Row(not alarm, "market data", feed.market.shown() + hint)]
 
 
 def _warning(text: str) -> Row:

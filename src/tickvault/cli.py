@@ -41,7 +41,6 @@ __all__ = ["main"]
 
 _log: Final = structlog.get_logger(__name__)
 _FOLDER_OF_DEMO: Final = Path("demo-data")
-_HTTP_TIMEOUT_S: Final = 2.0
 
 _T = TypeVar("_T")
 
@@ -198,10 +197,8 @@ def status(
     """Show what a recorder is doing; without one, what its files tell."""
     settings = _settings(data_dir, config, env_file)
     folder = recorded(settings.data_dir)
-    shown: dict[str, Any] | None = None
-    if (who := holder(folder)) is not None and who.http is not None:
-        token = settings.http.token.get_secret_value() if settings.http and settings.http.token else None
-        shown = asyncio.run(_ask(f"http://{who.http}/api/status", token))
+    token = settings.http.token.get_secret_value() if settings.http and settings.http.token else None
+    shown = asyncio.run(snapshots.ask(holder(folder), token))
     one = snapshots.take(folder)
     if shown is not None:
         one = snapshots.with_feed(one, shown)
@@ -575,20 +572,3 @@ def _try_it(url: str, instruments: int) -> str:
         f"  UPSTOX_API_URL={url} UPSTOX_TOKEN_URL={url}/token TICKVAULT_INSTRUMENTS_URL={url}/instruments "
         f"UPSTOX_INSTRUMENTS_URL={url}/market-quote/instruments/exchange/complete.json.gz tickvault run"
     )
-
-
-async def _ask(url: str, token: str | None) -> dict[str, Any] | None:
-    """Ask a running recorder for its status; None when it does not answer."""
-    import aiohttp
-
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    local = re.sub(r"//(0\.0\.0\.0|\[::\])", "//127.0.0.1", url)
-    timeout = aiohttp.ClientTimeout(total=_HTTP_TIMEOUT_S)
-    try:
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(local, headers=headers) as answer:
-            if answer.status == 200:
-                body: dict[str, Any] = await answer.json()
-                return body
-    except (aiohttp.ClientError, TimeoutError, ValueError):
-        pass
-    return None

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tickvault.model import Gap
     from tickvault.state import View
     from tickvault.survey import Stats
 
-__all__ = ["FeedHealth", "SinkHealth", "Snapshot", "of_files"]
+__all__ = ["ALARMS", "FeedHealth", "KeysHealth", "MarketHealth", "SinkHealth", "Snapshot", "of_files"]
+
+
+# States of a market's data in which something is the matter.
+ALARMS: Final = frozenset({"silent", "brown_out", "refused"})
+_NAMED: Final = 3  # keys named in words
+_STEPS: Final = {
+    "empty": "correct the empty ones: derivatives go by their numeric token",
+    "over_limit": "take out those over the limit, or use another mode",
+    "no_plus": "use full in place of full_d30, which needs Upstox Plus",
+    "never": "look up those that never came: expired, misspelt (keys are case-sensitive), or not served",
+}
 
 
 _WORKING: Final = frozenset({"running", "retrying"})  # what a sink is only while a recorder runs
@@ -33,6 +46,68 @@ class SinkHealth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeysHealth:
+    """How the subscribed keys do, on the connection that is open or was last.
+
+    Attributes:
+        subscribed: how many; `delivering` have delivered, `pending` may yet.
+        silent: reason → keys that have not (`empty`, `over_limit`, `no_plus`, `never`; by themselves end `closed`, `quiet`).
+        problems: those that somebody has to do something about: reason → the first of them by name.
+        never_seen: have not delivered since the recorder began.
+        oldest_s: of those that have been silent for longest: key → seconds since its last data.
+    """
+
+    subscribed: int = 0
+    delivering: int = 0
+    pending: int = 0
+    silent: dict[str, int] = field(default_factory=dict)
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    never_seen: int = 0
+    oldest_s: dict[str, float] = field(default_factory=dict)
+
+    def shown(self) -> str:
+        """Return it in words."""
+        parts = [f"{self.delivering:,} of {self.subscribed:,} deliver"]
+        parts += [f"{self.pending:,} pending"] if self.pending else []
+        silent = ((why, count) for why, count in self.silent.items() if count)
+        parts += [f"{count:,} {why}{_named(self.problems.get(why, []), count)}" for why, count in silent]
+        return "; ".join(parts)
+
+    def next_steps(self) -> str:
+        """Return what somebody has to do about them; empty when nothing."""
+        return "; ".join(_STEPS[why] for why in self.problems if why in _STEPS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarketHealth:
+    """What the market does, and whether its data is fresh.
+
+    Attributes:
+        state: `silent`, `brown_out`, `refused`; `fresh` while data is due and comes, `usual` while none is due.
+        since_ns: of the last change, UTC; 0 when there was none.
+        segments: where; `due` those that data is due from.
+        patience_s: segment → seconds of silence after which it is taken for mute; only where data is due.
+        phases: subscribed segment → what it is doing.
+        statuses: scope (`segment`, `cas`, `pre_open`) → segment → the broker's last word, verbatim.
+        unobserved: messages that were recorded and not looked at, for want of time.
+    """
+
+    state: str = "usual"
+    since_ns: int = 0
+    segments: list[str] = field(default_factory=list)
+    due: list[str] = field(default_factory=list)
+    patience_s: dict[str, float] = field(default_factory=dict)
+    phases: dict[str, str] = field(default_factory=dict)
+    statuses: dict[str, dict[str, str]] = field(default_factory=dict)
+    unobserved: int = 0
+
+    def shown(self) -> str:
+        """Return it in words."""
+        phases = ", ".join(f"{segment} {phase}" for segment, phase in self.phases.items()) or "no status yet"
+        return f"{phases}; {', '.join(self.segments)}: {self.state}" if self.state in ALARMS else phases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FeedHealth:
     """The connection to the broker.
 
@@ -51,6 +126,15 @@ class FeedHealth:
     queue_waits: int
     held_s: float
     last_error: str | None
+    keys: KeysHealth
+    market: MarketHealth
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> FeedHealth:
+        """Return what a recorder told as JSON; of another version what both know."""
+        known: dict[str, Any] = {name: told.get(name) for name in cls.__slots__}
+        keys, market = _known(KeysHealth, told.get("keys")), _known(MarketHealth, told.get("market"))
+        return cls(**(known | {"keys": KeysHealth(**keys), "market": MarketHealth(**market)}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +223,14 @@ def of_files(
         dead_letters=view.dead_letters if view is not None else 0,
         outbox=view.outbox if view is not None else 0,
     )
+
+
+def _named(keys: list[str], count: int) -> str:
+    return f" ({', '.join(keys[:_NAMED])}{', …' if count > _NAMED else ''})" if keys else ""
+
+
+def _known(kind: type, told: object) -> dict[str, Any]:
+    return {one.name: told[one.name] for one in fields(kind) if one.name in told} if isinstance(told, dict) else {}
 
 
 def _age_s(received_ns: int | None, now_ns: int) -> float:

@@ -19,17 +19,16 @@ import structlog
 
 from tickvault import __version__, snapshots
 from tickvault.brokers.upstox.api import UpstoxApi
+from tickvault.brokers.upstox.baselinefile import BaselineFile
 from tickvault.brokers.upstox.calendar import MarketCalendar
 from tickvault.brokers.upstox.closing import is_over
 from tickvault.brokers.upstox.feed import Feed
 from tickvault.brokers.upstox.instruments import InstrumentList
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
-from tickvault.brokers.upstox.phases import phase
 from tickvault.brokers.upstox.tokens import StaticToken, TokenUrl
 from tickvault.datafolder import DataFolder, recorded
 from tickvault.delivery import Delivery
 from tickvault.errors import FeedUnavailable, JournalFull, Refused
-from tickvault.health import FeedHealth
 from tickvault.intake import Intake, Progress, commit, gap_notices
 from tickvault.journal import Fact, Journal
 from tickvault.ledger import Sessions
@@ -44,7 +43,8 @@ from tickvault.web.status import StatusServer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from tickvault.health import Snapshot
+    from tickvault.brokers.upstox.baseline import Baseline
+    from tickvault.health import FeedHealth, Snapshot
     from tickvault.model import Sink, Subscription
     from tickvault.settings import InfluxSettings, NotifySettings, Settings
     from tickvault.state import Cursor
@@ -163,7 +163,8 @@ class Recorder:
     async def _take_in(self, stage: _Stage, stopping: asyncio.Event) -> Exception | None:
         """Receive and journal until told to stop; return what ended it before."""
         failure: Exception | None = None
-        feed, definitions, calendar = self._open_feed(stage)
+        usual = await asyncio.to_thread(BaselineFile, stage.folder.path / "baseline.json")
+        feed, definitions, calendar = self._open_feed(stage, usual.baseline)
         self._feed = feed
         async with asyncio.TaskGroup() as group:
             group.create_task(
@@ -172,9 +173,12 @@ class Recorder:
             keepers = [
                 group.create_task(definitions.keep(), name="definitions"),
                 group.create_task(calendar.keep(), name="calendar"),
+                group.create_task(usual.keep(), name="baseline"),
             ]
             if self._until_close:
-                keepers.append(group.create_task(self._end_with_trading(definitions, calendar, stopping), name="close"))
+                keepers.append(
+                    group.create_task(self._end_with_trading(feed, definitions, calendar, stopping), name="close")
+                )
             try:
                 await feed.run(stopping)
             except Exception as exc:  # noqa: BLE001 - whatever ends intake, what is queued is journalled first
@@ -184,10 +188,11 @@ class Recorder:
                     keeper.cancel()
                 await stage.intake.close()
         await stage.in_journal(Fact("stop", {"reason": "failed" if failure else "asked to"}))
+        await usual.write()
         return failure
 
     async def _end_with_trading(
-        self, definitions: _Definitions, calendar: _CalendarKeeper, stopping: asyncio.Event
+        self, feed: Feed, definitions: _Definitions, calendar: _CalendarKeeper, stopping: asyncio.Event
     ) -> None:
         """Set `stopping` when nothing that is subscribed to trades any more today."""
         while True:
@@ -195,13 +200,12 @@ class Recorder:
             now_ns, known = self._wall_ns(), calendar.market.calendar
             keys = definitions.keys or tuple(one.instrument_key for one in self._settings.subscriptions)
             segments = frozenset(map(segment_of, keys))
-            phases = {segment: phase(segment, None, known, now_ns) for segment in segments}
-            if calendar.market.asked and is_over(segments, known, phases, now_ns):
+            if calendar.market.asked and is_over(segments, known, feed.phases, now_ns):
                 _log.info("recorder.trading_over", segments=sorted(segments))
                 stopping.set()
                 return
 
-    def _open_feed(self, stage: _Stage) -> tuple[Feed, _Definitions, _CalendarKeeper]:
+    def _open_feed(self, stage: _Stage, baseline: Baseline) -> tuple[Feed, _Definitions, _CalendarKeeper]:
         upstox = self._settings.upstox
         listed = self._settings.subscriptions
         if self._settings.instruments_list_url is not None:
@@ -233,6 +237,8 @@ class Recorder:
             clock_ns=self._wall_ns,
             random=self._rng,
             first_conn=stage.journal.last_conn + 1,
+            calendar=lambda: market.calendar,
+            baseline=baseline,
         )
         return feed, definitions, _CalendarKeeper(market, tokens, stage)
 
@@ -301,18 +307,7 @@ class Recorder:
         feed, intake = self._feed, self._intake
         if feed is None or intake is None:
             return None
-        age_s = None if feed.last_frame_s is None else round(time.monotonic() - feed.last_frame_s, 3)
-        return FeedHealth(
-            state=str(feed.state),
-            conn=feed.conn,
-            frames=feed.frames,
-            reconnects=feed.reconnects,
-            last_frame_age_s=age_s,
-            queued=intake.queued,
-            queue_waits=intake.waits,
-            held_s=round(feed.held_s, 3),
-            last_error=feed.last_error,
-        )
+        return snapshots.feed_health((feed,), intake, now_s=time.monotonic())
 
     def _outcome(self, journalled: int, state: State, last_seq: int) -> Outcome:
         cursors = [cursor for cursor in state.cursors() if cursor.sink in self._settings.sinks]

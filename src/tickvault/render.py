@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tickvault.health import ALARMS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -85,6 +87,8 @@ def live_line(one: Snapshot) -> str:
         f"{name} {'✔' if sink.state == 'running' else sink.state} lag {sink.lag_frames:,} frames"
         for name, sink in one.sinks.items()
     ]
+    if feed and feed.market.state in ALARMS:
+        parts.append(feed.market.shown())
     if feed and feed.state != "live" and feed.last_error:
         parts.append(feed.last_error)
     return " · ".join(parts)
@@ -100,6 +104,7 @@ def snapshot(one: Snapshot) -> None:
         pairs.append(("feed", f"{feed.state}, connection {feed.conn}, last frame {age}, {feed.frames:,} frames"))
         if feed.last_error:
             pairs.append(("", feed.last_error))
+        pairs += [("keys", feed.keys.shown()), ("market", feed.market.shown())]
     pairs.append(("journal", f"{one.frames:,} frames, seq {one.first_seq}–{one.last_seq}, {_size(one.bytes)}"))
     pairs.append(("gaps open", ", ".join(one.open_gaps) or "none"))
     pairs.append(("dead letters", f"{one.dead_letters:,}"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tickvault import health, survey
+from tickvault.brokers.upstox.accounts import Why
 from tickvault.datafolder import holder
 from tickvault.state import read_view
 
@@ -15,7 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["take", "with_feed"]
+    from tickvault.brokers.upstox.accounts import KeyReport
+    from tickvault.brokers.upstox.feed import Feed
+    from tickvault.datafolder import Holder
+    from tickvault.intake import Intake
+
+__all__ = ["ask", "feed_health", "take", "with_feed"]
+
+_HTTP_TIMEOUT_S: Final = 2.0
 
 
 def take(data_dir: Path, *, uptime_s: float | None = None, feed: health.FeedHealth | None = None) -> health.Snapshot:
@@ -45,10 +54,74 @@ def take(data_dir: Path, *, uptime_s: float | None = None, feed: health.FeedHeal
     )
 
 
+async def ask(who: Holder | None, token: str | None) -> dict[str, Any] | None:
+    """Ask a running recorder for its status; None when there is none, or it does not answer."""
+    if who is None or who.http is None:
+        return None
+    import aiohttp  # most commands never ask
+
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    address = re.sub(r"^(0\.0\.0\.0|\[::\])", "127.0.0.1", who.http)
+    timeout = aiohttp.ClientTimeout(total=_HTTP_TIMEOUT_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"http://{address}/api/status", headers=headers) as answer,
+        ):
+            if answer.status == 200:
+                body: dict[str, Any] = await answer.json()
+                return body
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        pass
+    return None
+
+
 def with_feed(one: health.Snapshot, told: Mapping[str, Any]) -> health.Snapshot:
     """Add what a running recorder told of its feed to a snapshot of its files."""
     feed = told.get("feed")
     if not isinstance(feed, dict):
         return one
-    known: dict[str, Any] = {field: feed.get(field) for field in health.FeedHealth.__slots__}
-    return replace(one, feed=health.FeedHealth(**known), uptime_s=told.get("uptime_s"))
+    return replace(one, feed=health.FeedHealth.of(feed), uptime_s=told.get("uptime_s"))
+
+
+def feed_health(feed: Feed, intake: Intake, *, now_s: float) -> health.FeedHealth:
+    """Return how a feed and what it puts its messages into are; `now_s` on the monotonic clock."""
+    return health.FeedHealth(
+        state=feed.state.value,
+        conn=feed.conn,
+        frames=feed.frames,
+        reconnects=feed.reconnects,
+        last_frame_age_s=None if feed.last_frame_s is None else round(now_s - feed.last_frame_s, 3),
+        queued=intake.queued,
+        queue_waits=intake.waits,
+        held_s=round(feed.held_s, 3),
+        last_error=feed.last_error,
+        keys=_keys_health(feed.keys),
+        market=_market_health(feed),
+    )
+
+
+def _keys_health(keys: KeyReport) -> health.KeysHealth:
+    return health.KeysHealth(
+        subscribed=keys.subscribed,
+        delivering=keys.delivering,
+        pending=keys.pending,
+        silent={why.value: keys.silent[why].count if why in keys.silent else 0 for why in Why},
+        problems={why.value: list(some.sample) for why, some in keys.problems.items()},
+        never_seen=keys.never_seen.count,
+        oldest_s=dict(keys.oldest),
+    )
+
+
+def _market_health(feed: Feed) -> health.MarketHealth:
+    watched = feed.watch
+    return health.MarketHealth(
+        state=watched.state.value,
+        since_ns=watched.since_ns,
+        segments=list(watched.segments),
+        due=list(watched.due),
+        patience_s=dict(watched.patience_s),
+        phases={segment: phase.value for segment, phase in feed.phases.items()},
+        statuses=feed.statuses,
+        unobserved=feed.unobserved,
+    )

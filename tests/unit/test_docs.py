@@ -89,7 +89,11 @@ def test_every_metric_is_documented() -> None:
     assert documented == names
 
 
-@pytest.mark.parametrize("one", [health.Snapshot, health.FeedHealth, health.SinkHealth], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "one",
+    [health.Snapshot, health.FeedHealth, health.KeysHealth, health.MarketHealth, health.SinkHealth],
+    ids=lambda one: one.__name__,
+)
 def test_every_field_of_the_snapshot_is_documented(one: type) -> None:
     """What `status --json` prints is described."""
     for field in one.__slots__:  # type: ignore[attr-defined]

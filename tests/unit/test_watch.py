@@ -358,26 +358,27 @@ def test_baseline_of_an_earlier_day() -> None:
     assert noon.facts == []
 
 
-def test_baseline_of_another_subscription_is_not_used() -> None:
-    """Ten keys say nothing of five hundred; somewhat more or fewer are scaled."""
-    baseline = Baseline()
-    baseline.learn("NSE_EQ", 500, 600, 100.0)
-    assert baseline.usual("NSE_EQ", 500, 600) == pytest.approx(100.0)
-    assert baseline.usual("NSE_EQ", 400, 600) == pytest.approx(80.0)
-    assert baseline.usual("NSE_EQ", 10, 600) is None
-    assert baseline.usual("NSE_FO", 500, 600) is None
-    assert baseline.usual("NSE_EQ", 500, 603) is None
-    baseline.learn("NSE_EQ", 500, 600, 200.0)
-    assert baseline.usual("NSE_EQ", 500, 600) == pytest.approx(130.0)
-    baseline.learn("NSE_EQ", 10, 601, 5.0)
-    assert (baseline.usual("NSE_EQ", 10, 601), baseline.usual("NSE_EQ", 500, 600)) == (pytest.approx(5.0), None)
+def test_ten_keys_of_which_earlier_days_tell() -> None:
+    """Mute from the first moment: what this minute usually brings is reason enough to expect something."""
+    known = Baseline()
+    for minute in range(600, 720):
+        known.learn("NSE_EQ", 10, minute, 10.0)
+    hall = open_hall(watch=Watch(baseline=known), keys=MANY[:10], now_ns=at_ns("10:30", 2))
+    assert hall.pass_s(60, until=lambda: hall.silent_s) <= 20.0
+    slow = open_hall(watch=Watch(baseline=known), keys=MANY[:10], now_ns=at_ns("10:30", 2))
+    slow.pass_s(900, 1.0, per_frame=1)  # a tenth of the usual is a brown-out, and no silence
+    assert set(slow.states()) == {Condition.BROWN_OUT}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"segments": {"A": {}}}', '{"segments": {"A": 3}}'])
-def test_baseline_that_is_none(text: str) -> None:
-    """A damaged file is refused in one way."""
-    with pytest.raises(ValueError, match=r"."):
-        Baseline.from_json(text)
+def test_statuses_are_kept_by_scope() -> None:
+    """Whatever the broker calls them."""
+    hall = Hall().connect().status(NSE_EQ="NORMAL_OPEN", NSE_NEW="42")
+    hall.tell(Show.MARKET_INFO, cas={"NSE_EQ": Said("CAS_LM_START", 1)}, pre_open={"NSE_EQ": Said("SOMETHING", 1)})
+    assert hall.watch.statuses == {
+        "segment": {"NSE_EQ": "NORMAL_OPEN", "NSE_NEW": "42"},
+        "cas": {"NSE_EQ": "CAS_LM_START"},
+        "pre_open": {"NSE_EQ": "SOMETHING"},
+    }
 
 
 def test_refused_and_served_are_told_once_each() -> None:
@@ -389,6 +390,15 @@ def test_refused_and_served_are_told_once_each() -> None:
     ]
     assert hall.watch.report().state is Condition.REFUSED
     assert [fact.state for fact in (*hall.watch.serve(1), *hall.watch.serve(2))] == [Condition.SERVED]
+
+
+def test_refusal_of_what_is_no_longer_wanted_ends_too() -> None:
+    """It ends for the segments that it was told of."""
+    hall = open_hall()
+    hall.watch.refuse(hall.now_ns, "no key delivers")
+    hall.keys = ("NSE_FO|1",)
+    hall.connect()
+    assert [fact.segments for fact in hall.watch.serve(1)] == [("NSE_EQ",)]
 
 
 def test_segment_that_is_no_longer_wanted() -> None:

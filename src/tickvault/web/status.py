@@ -15,13 +15,14 @@ from prometheus_client.registry import Collector
 
 from tickvault.addresses import is_loopback
 from tickvault.errors import Refused
+from tickvault.health import ALARMS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from prometheus_client.core import Metric
 
-    from tickvault.health import Snapshot
+    from tickvault.health import FeedHealth, KeysHealth, Snapshot
 
 __all__ = ["StatusServer"]
 
@@ -154,6 +155,34 @@ class _Metrics(Collector):
             )
             yield _gauge("tickvault_feed_live", "1 when the feed is live", float(feed.state == "live"))
             yield _gauge("tickvault_queue_frames", "Messages waiting for the journal", feed.queued)
+            yield from _of_keys(feed.keys)
+            yield from _of_market(feed)
+
+
+def _of_keys(keys: KeysHealth) -> Iterable[Metric]:
+    yield _gauge("tickvault_keys_subscribed", "Keys subscribed to", keys.subscribed)
+    yield _gauge("tickvault_keys_delivering", "Keys that have delivered on this connection", keys.delivering)
+    yield _gauge("tickvault_keys_never_seen", "Keys that have not delivered since the start", keys.never_seen)
+    silent = GaugeMetricFamily("tickvault_keys_silent", "Keys that have not delivered, and why", labels=["why"])
+    for why, count in keys.silent.items():
+        silent.add_metric([why], count)
+    yield silent
+
+
+def _of_market(feed: FeedHealth) -> Iterable[Metric]:
+    market = feed.market
+    state = GaugeMetricFamily("tickvault_feed_state", "1 at what the session is doing", labels=["state"])
+    state.add_metric([feed.state], 1)
+    yield state
+    phases = GaugeMetricFamily("tickvault_market_phase", "1 at what a segment is doing", labels=["segment", "phase"])
+    for segment, phase in market.phases.items():
+        phases.add_metric([segment, phase], 1)
+    yield phases
+    alarm = GaugeMetricFamily("tickvault_segment_alarm", "1 while a segment is silent, …", labels=["segment", "state"])
+    for segment in market.segments if market.state in ALARMS else ():
+        alarm.add_metric([segment, market.state], 1)
+    yield alarm
+    yield CounterMetricFamily("tickvault_frames_unobserved", "Messages not looked at", value=market.unobserved)
 
 
 def _host_of(request: web.Request) -> str:
@@ -183,6 +212,7 @@ def _render(snapshot: Snapshot) -> str:
     rows = [
         ("recorder", snapshot.recorder_id or "nothing recorded yet"),
         ("feed", f"{feed.state}, connection {feed.conn}, {feed.frames:,} frames" if feed else "no recorder runs"),
+        *((("keys", feed.keys.shown()), ("market", feed.market.shown())) if feed else ()),
         ("journal", f"{snapshot.frames:,} frames, last seq {snapshot.last_seq:,}, {snapshot.bytes / 1e6:,.1f} MB"),
         *((f"sink {name}", f"{one.state}, lag {one.lag_frames:,} frames, {one.lag_s:,.1f} s {one.detail}")
           for name, one in snapshot.sinks.items()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Final
 
 __all__ = ["MINUTES", "Baseline"]
@@ -31,8 +32,10 @@ class Baseline:
         try:
             for segment, one in json.loads(text)["segments"].items():
                 minutes = {int(minute): float(rate) for minute, rate in one["minutes"].items()}
+                if int(one["keys"]) <= 0 or not all(0 <= m < MINUTES and 0 <= r < math.inf for m, r in minutes.items()):
+                    raise ValueError(f"expected minutes, rates and a number of keys for {segment}")
                 baseline._keys[segment], baseline._minutes[segment] = int(one["keys"]), minutes
-        except (AttributeError, KeyError, TypeError) as exc:
+        except (AttributeError, KeyError, TypeError, RecursionError) as exc:
             raise ValueError(f"expected a baseline as JSON, got {text[:40]!r}") from exc
         return baseline
 

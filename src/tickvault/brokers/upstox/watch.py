@@ -114,6 +114,7 @@ class Watch:
         elapsed_s, self._looked_s = now_s - self._looked_s, now_s
         minute = _minute(now_ns)
         facts: list[Fact] = []
+        over: dict[str, list[str]] = {}  # silences, by what ended them
         degraded: tuple[str, str] | None = None
         for one in self._segments.values():
             self._arm(one, now_s, now_ns)
@@ -125,13 +126,14 @@ class Watch:
             one.learn(now_s, elapsed_s)
             if one.silent and (one.quiet_since_s == now_s or not one.doing):
                 one.silent = False
-                facts.append(self._fact(Condition.FRESH, now_ns, (one.name,), "" if one.doing else _NOT_DUE))
+                over.setdefault("" if one.doing else _NOT_DUE, []).append(one.name)
             usual = one.usual(self.baseline, minute)
             change = one.judge_rate(usual, now_s)
             if change is not None and change is not one.brown:
                 facts.append(self._turn_brown(one, usual, now_s, now_ns, begins=change))
             if one.brown and not one.tried:
                 one.tried, degraded = True, ("brown_out", f"{one.name} brings far less than usual")
+        facts += [self._fact(Condition.FRESH, now_ns, tuple(names), detail) for detail, names in over.items()]
         silent, lone = self._judge_silence(now_s, now_ns, facts)
         if facts:
             self._since_ns = now_ns
