@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Watch"]
 
 _IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30), "IST")
+_NS_PER_S: Final = 1_000_000_000
 # A status that says open so long after the calendar's end is one whose successor was missed.
 OVERDUE_NS: Final = 60_000_000_000
 MAX_FACTOR: Final = 64.0
@@ -213,7 +214,8 @@ class Watch:
         match self._phase(one.name, now_ns):
             case Phase.OPEN:
                 auction, since_ms = self._pauses.get(one.name, ("", 0))
-                today = since_ms and _date(since_ms * 1_000_000) == _date(now_ns)
+                # In whole numbers: the time is the broker's word, and may be anything.
+                today = since_ms and _day(since_ms // 1000) == _day(now_ns // _NS_PER_S)
                 doing = freshness.OPEN if not today else "" if auction in _PAUSES else freshness.AUCTION
             case Phase.PRE_OPEN:
                 doing = freshness.PRE_OPEN
@@ -248,7 +250,12 @@ class Watch:
 
 
 def _date(at_ns: int) -> dt.date:
-    return dt.datetime.fromtimestamp(at_ns / 1e9, _IST).date()
+    return dt.datetime.fromtimestamp(at_ns // _NS_PER_S, _IST).date()
+
+
+def _day(at_s: int) -> int:
+    """Return the number of a day in India, 5:30 h ahead of UTC."""
+    return (at_s + 19_800) // 86_400
 
 
 def _minute(at_ns: int) -> int:
