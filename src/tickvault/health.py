@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tickvault.model import Gap
     from tickvault.state import View
@@ -15,8 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["ALARMS", "FeedHealth", "KeysHealth", "MarketHealth", "SinkHealth", "Snapshot", "of_files"]
 
 
-# States of a market's data in which something is the matter.
-ALARMS: Final = frozenset({"silent", "brown_out", "refused"})
+# States of a market's data; in the first three something is the matter.
+_WORST_FIRST: Final = ("refused", "silent", "brown_out", "fresh", "usual")
+ALARMS: Final = frozenset(_WORST_FIRST[:3])
+_LISTED: Final = 20  # keys by name, of each kind
 _NAMED: Final = 3  # keys named in words
 _STEPS: Final = {
     "empty": "correct the empty ones: derivatives go by their numeric token",
@@ -73,6 +77,26 @@ class KeysHealth:
         parts += [f"{count:,} {why}{_named(self.problems.get(why, []), count)}" for why, count in silent]
         return "; ".join(parts)
 
+    @classmethod
+    def of_all(cls, parts: Sequence[KeysHealth]) -> KeysHealth:
+        """Return how the keys of several feeds do together."""
+        silent: Counter[str] = Counter()
+        problems: dict[str, list[str]] = {}
+        for one in parts:
+            silent.update(one.silent)
+            for why, keys in one.problems.items():
+                problems[why] = [*problems.get(why, []), *keys][:_LISTED]
+        oldest = heapq.nlargest(_LISTED, (age for one in parts for age in one.oldest_s.items()), key=lambda age: age[1])
+        return cls(
+            subscribed=sum(one.subscribed for one in parts),
+            delivering=sum(one.delivering for one in parts),
+            pending=sum(one.pending for one in parts),
+            silent=dict(silent),
+            problems=problems,
+            never_seen=sum(one.never_seen for one in parts),
+            oldest_s=dict(oldest),
+        )
+
     def next_steps(self) -> str:
         """Return what somebody has to do about them; empty when nothing."""
         return "; ".join(_STEPS[why] for why in self.problems if why in _STEPS)
@@ -100,6 +124,25 @@ class MarketHealth:
     phases: dict[str, str] = field(default_factory=dict)
     statuses: dict[str, dict[str, str]] = field(default_factory=dict)
     unobserved: int = 0
+
+    @classmethod
+    def of_all(cls, parts: Sequence[MarketHealth]) -> MarketHealth:
+        """Return what several feeds find together: of states the worst, where it holds, and since when."""
+        worst = min(parts, key=lambda one: _WORST_FIRST.index(one.state))
+        of_state = [one for one in parts if one.state == worst.state]
+        scopes = {scope for one in parts for scope in one.statuses}
+        return cls(
+            state=worst.state,
+            since_ns=min(one.since_ns for one in of_state),
+            segments=sorted({segment for one in of_state for segment in one.segments}),
+            due=sorted({segment for one in parts for segment in one.due}),
+            patience_s={segment: each for one in parts for segment, each in one.patience_s.items()},
+            phases={segment: phase for one in parts for segment, phase in one.phases.items()},
+            statuses={
+                scope: {k: v for one in parts for k, v in one.statuses.get(scope, {}).items()} for scope in scopes
+            },
+            unobserved=sum(one.unobserved for one in parts),
+        )
 
     def shown(self) -> str:
         """Return it in words."""

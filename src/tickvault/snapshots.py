@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tickvault import health, survey
 from tickvault.brokers.upstox.accounts import Why
+from tickvault.brokers.upstox.transitions import State as FeedState
 from tickvault.datafolder import holder
 from tickvault.state import read_view
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tickvault.brokers.upstox.accounts import KeyReport
@@ -84,20 +85,28 @@ def with_feed(one: health.Snapshot, told: Mapping[str, Any]) -> health.Snapshot:
     return replace(one, feed=health.FeedHealth.of(feed), uptime_s=told.get("uptime_s"))
 
 
-def feed_health(feed: Feed, intake: Intake, *, now_s: float) -> health.FeedHealth:
-    """Return how a feed and what it puts its messages into are; `now_s` on the monotonic clock."""
+def feed_health(feeds: Sequence[Feed], intake: Intake, *, now_s: float) -> health.FeedHealth:
+    """Return how the feeds of a recorder, one at least, and what they put their messages into are.
+
+    Args:
+        feeds: what cannot be added up is shown of the first that is not live, if there is one.
+        intake: of all.
+        now_s: monotonic clock.
+    """
+    shown = next((feed for feed in feeds if feed.state is not FeedState.LIVE), feeds[0])
+    last_s = max((feed.last_frame_s for feed in feeds if feed.last_frame_s is not None), default=None)
     return health.FeedHealth(
-        state=feed.state.value,
-        conn=feed.conn,
-        frames=feed.frames,
-        reconnects=feed.reconnects,
-        last_frame_age_s=None if feed.last_frame_s is None else round(now_s - feed.last_frame_s, 3),
+        state=shown.state.value,
+        conn=max(feed.conn for feed in feeds),
+        frames=sum(feed.frames for feed in feeds),
+        reconnects=sum(feed.reconnects for feed in feeds),
+        last_frame_age_s=None if last_s is None else round(now_s - last_s, 3),
         queued=intake.queued,
         queue_waits=intake.waits,
-        held_s=round(feed.held_s, 3),
-        last_error=feed.last_error,
-        keys=_keys_health(feed.keys),
-        market=_market_health(feed),
+        held_s=round(sum(feed.held_s for feed in feeds), 3),
+        last_error=shown.last_error,
+        keys=health.KeysHealth.of_all([_keys_health(feed.keys) for feed in feeds]),
+        market=health.MarketHealth.of_all([_market_health(feed) for feed in feeds]),
     )
 
 

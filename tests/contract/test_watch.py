@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from dataclasses import replace
@@ -285,6 +286,39 @@ async def test_full_d30_without_plus_is_reported() -> None:
             await until(lambda: Why.NO_PLUS in feed.keys.problems)
             assert feed.keys.problems[Why.NO_PLUS].count == 5
             assert feed.conn == 1
+
+
+async def test_keys_that_come_and_go_on_an_open_connection() -> None:
+    """More are asked for, others given back, on the same connection; both are facts, and the books agree."""
+    inbox = Inbox()
+    async with exchange() as simulator:
+        keys = simulator.instrument_keys
+        async with recording(simulator, *subscribed(keys[:10]), inbox=inbox) as feed:
+            assert not feed.change(subscribed(keys[10:12]), ())
+            await until(lambda: feed.keys.delivering == 10 and feed.state is FeedState.LIVE)
+            assert feed.change(subscribed(keys[12:]), keys[:3])
+            await until(lambda: (feed.keys.subscribed, feed.keys.delivering) == (15, 15))
+            assert feed.conn == 1
+            await until(lambda: feed.keys.oldest and feed.keys.oldest[0][0] not in keys[:3])
+    asked = [(kind, tuple(body["keys"])) for kind, body in inbox.facts if kind in ("sub", "unsub")]
+    assert asked == [("sub", keys[:10]), ("unsub", keys[:3]), ("sub", keys[12:])]
+
+
+async def test_feeds_beside_each_other() -> None:
+    """They share the numbers of connections, and those of the second say that they are its own."""
+    numbers, inbox = itertools.count(7), Inbox()
+    async with exchange() as simulator:
+        keys = simulator.instrument_keys
+        async with (
+            recording(simulator, *subscribed(keys[:10]), inbox=inbox, numbers=numbers) as one,
+            recording(simulator, *subscribed(keys[10:]), inbox=inbox, numbers=numbers, socket=2) as other,
+        ):
+            await until(lambda: one.state is other.state is FeedState.LIVE)
+            assert {one.conn, other.conn} == {7, 8}
+            assert (one.reconnects, other.reconnects) == (0, 0)
+            second = other.conn
+    named = {body["conn"] for kind, body in inbox.facts if kind == "conn" and body.get("socket") == 2}
+    assert named == {second}
 
 
 async def test_schema_drift_is_told_once() -> None:

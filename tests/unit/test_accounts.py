@@ -133,6 +133,25 @@ def test_new_connection_starts_anew_and_forgets_no_key() -> None:
     assert report.oldest == (("NSE_EQ|A", 103.0),)
 
 
+def test_keys_that_come_and_go_on_one_connection() -> None:
+    """What goes is forgotten, what comes is asked for with a number of its own; the limit counts both."""
+    accounts = opened(*full("NSE_EQ|A", "NSE_EQ|B"))
+    accounts.note(seen("NSE_EQ|A", "NSE_EQ|B"))
+    accounts.drop(["NSE_EQ|A", "NSE_EQ|X"])
+    more = chunks(Subscription(instrument_key=f"NSE_EQ|{n}", mode=Mode.FULL) for n in range(2000))
+    first = accounts.extend(more)
+    assert (first, accounts.answered, accounts.keys[:2]) == (1, 1, ("NSE_EQ|B", "NSE_EQ|0"))
+    for number in range(first, first + len(more)):
+        accounts.subscribed(number, 10.0)
+    accounts.note(seen("NSE_EQ|0", at_s=11.0))
+    report = accounts.report(10.0 + PATIENCE_S, OPEN)
+    assert (report.subscribed, report.delivering, accounts.answered) == (2001, 2, 2)
+    assert report.problems[Why.OVER_LIMIT].sample == ("NSE_EQ|1999",)
+    accounts.drop(["NSE_EQ|0"])
+    accounts.extend(chunks([Subscription(instrument_key="NSE_EQ|0", mode=Mode.LTPC)]))
+    assert "NSE_EQ|0" not in accounts.report(12.0, OPEN).never_seen.sample
+
+
 def test_report_is_bounded() -> None:
     """However many keys there are."""
     accounts = opened(*full(*(f"NSE_EQ|{n}" for n in range(1000))))

@@ -34,6 +34,22 @@ def test_market_in_words() -> None:
     assert MarketHealth().shown() == "no status yet"
 
 
+def test_several_feeds_together() -> None:
+    """Numbers are added, names listed up to a bound, and the worst state is told with its segments."""
+    other = KeysHealth(
+        subscribed=5, delivering=5, silent={"empty": 2}, problems={"never": ["X"] * 30}, oldest_s={"X": 9}
+    )
+    both = KeysHealth.of_all([KEYS, other])
+    assert (both.subscribed, both.silent) == (2008, {"never": 4, "closed": 1, "empty": 2})
+    assert both.problems["never"][3:5] == ["NSE_EQ|D", "X"]
+    assert len(both.problems["never"]) == 20
+    assert KeysHealth.of_all([KEYS]) == KEYS
+    calm = MarketHealth(state="fresh", segments=["MCX_FO"], phases={"MCX_FO": "open"}, unobserved=2, since_ns=1)
+    found = MarketHealth.of_all([calm, SILENT])
+    assert (found.state, found.segments, found.unobserved) == ("silent", ["NSE_EQ"], 2)
+    assert MarketHealth.of_all([calm]) == calm
+
+
 def test_what_a_recorder_told_is_read_back() -> None:
     """As it was; from another version as far as both know it."""
     told = json.loads(json.dumps(asdict(FEED)))

@@ -411,6 +411,39 @@ def test_segment_that_is_no_longer_wanted() -> None:
     assert hall.states() == [Condition.SILENT, Condition.FRESH]
 
 
+def test_keys_that_come_and_go_on_one_connection() -> None:
+    """A segment that stays goes on as it was; one that goes takes with it what was told of it."""
+    hall = open_hall()
+    hall.pass_s(300, 80.0)
+    hall.keys = (*MANY[:400], "NSE_FO|1")
+    hall.watch.amend(hall.keys, hall.now_s, hall.now_ns)
+    assert set(hall.watch.phases(hall.now_ns)) == {"NSE_EQ", "NSE_FO"}
+    assert hall.pass_s(60, until=lambda: hall.silent_s) <= 20.0
+    ended = hall.watch.amend(("NSE_FO|1",), hall.now_s, hall.now_ns)
+    assert [(fact.state, fact.segments) for fact in ended] == [(Condition.FRESH, ("NSE_EQ",))]
+
+
+def test_feeds_of_one_recorder_have_parts_of_their_own() -> None:
+    """What the second socket usually brings says nothing of the first."""
+    shared = Baseline()
+    for socket in (1, 2):
+        hall = open_hall(watch=Watch(baseline=shared, socket=socket), keys=MANY[: 300 // socket**3])
+        hall.pass_s(180, 60.0 / socket)
+    assert shared.usual("NSE_EQ", 300, 601) == pytest.approx(60.0, rel=0.3)
+    assert shared.usual("NSE_EQ 2", 37, 601) == pytest.approx(30.0, rel=0.3)
+
+
+def test_silence_began_when_data_was_due() -> None:
+    """Not with the last data before a pause."""
+    hall = open_hall()
+    hall.pass_s(300, 80.0)
+    hall.status(NSE_EQ="PRE_OPEN_END").pass_s(600)
+    hall.status(NSE_EQ="NORMAL_OPEN")
+    opened_ns = hall.now_ns
+    hall.pass_s(60, until=lambda: hall.silent_s)
+    assert 0 <= hall.facts[0].since_ns - opened_ns <= 1_000_000_000
+
+
 def test_scaled_down() -> None:
     """Every time is a setting, so that tests with real sockets can be quick."""
     hall = open_hall(watch=Watch(settings=WatchSettings(silent_s=2.0, prior_s=1.0, chance=1e-2)))

@@ -12,7 +12,7 @@ from tickvault.brokers.upstox.plan import LIMITS
 from tickvault.model import Mode, segment_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tickvault.brokers.upstox.observe import Observation
     from tickvault.brokers.upstox.plan import SubscribeRequest
@@ -95,6 +95,8 @@ class Accounts:
         self._patience_s = patience_s
         self._accounts: dict[str, _Account] = {}
         self._answered: set[int] = set()
+        self._requests = 0
+        self._seen_s: dict[str, float] = {}  # on connections before
 
     @property
     def answered(self) -> int:
@@ -103,15 +105,35 @@ class Accounts:
 
     def open(self, requests: Sequence[SubscribeRequest]) -> None:
         """Begin with a new connection, on which these requests will be made."""
-        before, self._accounts, self._answered = self._accounts, {}, set()
-        combined = len({request.mode for request in requests}) > 1
-        counts: Counter[Mode] = Counter()
-        for number, request in enumerate(requests):
+        self._seen_s.update({key: one.seen_s for key, one in self._accounts.items() if one.seen_s is not None})
+        self._accounts, self._answered, self._requests = {}, set(), 0
+        self.extend(requests)
+
+    def extend(self, requests: Sequence[SubscribeRequest]) -> int:
+        """Expect more requests on the same connection; return the number of the first of them."""
+        first, accounts = self._requests, self._accounts
+        self._requests += len(requests)
+        counts = Counter(one.mode for one in accounts.values())
+        combined = len({*counts, *(request.mode for request in requests)}) > 1
+        for number, request in enumerate(requests, first):
             for key in request.keys:
                 counts[request.mode] += 1
                 over = counts[request.mode] > LIMITS[request.mode][combined]
-                seen_s = before[key].seen_s if key in before else None
-                self._accounts[key] = _Account(mode=request.mode, request=number, over=over, seen_s=seen_s)
+                seen_s = self._seen_s.get(key)
+                accounts[key] = _Account(mode=request.mode, request=number, over=over, seen_s=seen_s)
+        return first
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Close the books of keys that are no longer subscribed to."""
+        for key in keys:
+            account = self._accounts.pop(key, None)
+            if account is not None and account.seen_s is not None:
+                self._seen_s[key] = account.seen_s
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What is subscribed to, or will be."""
+        return tuple(self._accounts)
 
     def subscribed(self, request: int, now_s: float) -> None:
         """Note that a request is sent."""

@@ -22,7 +22,7 @@ from aiohttp import WSMsgType
 from tickvault.brokers.upstox.dial import CLOSE_S
 from tickvault.brokers.upstox.events import Due, Opened, Plain
 from tickvault.brokers.upstox.observe import RawFrame, Sight
-from tickvault.brokers.upstox.plan import Method, excess, new_guid, request_bytes
+from tickvault.brokers.upstox.plan import MAX_KEYS, Method, chunks, excess, new_guid, request_bytes
 from tickvault.brokers.upstox.session import SessionPatience
 from tickvault.brokers.upstox.transitions import Do, State
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from tickvault.brokers.upstox.plan import SubscribeRequest
     from tickvault.brokers.upstox.session import Session
     from tickvault.brokers.upstox.supervision import Supervision
-    from tickvault.model import Inbox, Subscription
+    from tickvault.model import Inbox, Mode, Subscription
 
-__all__ = ["Connection", "End", "Patience", "Tally"]
+__all__ = ["Change", "Connection", "End", "Patience", "Tally"]
 
 # The broker dropping us within 10 s of a wait for room of a second or more is put down to the wait.
 HELD_S: Final = 1.0
@@ -86,6 +86,14 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What an open connection is to serve besides, and what no longer."""
+
+    new: tuple[Subscription, ...] = ()
+    gone: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class End:
     """How a connection ended; journalled."""
 
@@ -102,7 +110,7 @@ class Connection:
         ws: the WebSocket, closed by `run`.
         number: of the connection, in the journal.
         subscriptions: what to subscribe to; `requests` the messages that do it.
-        inbox: gets every binary message, and the facts `sub` and `watch`.
+        inbox: gets every binary message, and the facts `sub`, `unsub` and `watch`.
         before_subscribe: called, already read from, before the subscriptions are sent.
         session: told what happens; says what to do.
         supervision: sees what comes.
@@ -112,6 +120,7 @@ class Connection:
         monotonic_s: monotonic clock in s.
         random: source of request ids.
         patience: how long to wait for what.
+        changes: what is to be subscribed to and unsubscribed from besides, later.
     """
 
     ws: aiohttp.ClientWebSocketResponse
@@ -128,6 +137,8 @@ class Connection:
     monotonic_s: Callable[[], float]
     random: Random
     patience: Patience
+    changes: asyncio.Queue[Change] = field(default_factory=asyncio.Queue, init=False)
+    _asked: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _sight: Sight = field(default_factory=Sight, init=False)
     _came: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _over: asyncio.Event = field(default_factory=asyncio.Event, init=False)
@@ -145,13 +156,14 @@ class Connection:
         self._tell(Opened(len(self.requests)))
         async with asyncio.TaskGroup() as group:
             subscriber = group.create_task(self._subscribe(), name="feed:subscribe")
+            amender = group.create_task(self._amend(), name="feed:amend")
             controller = group.create_task(self._control_connection(), name="feed:control")
             farewell = group.create_task(self._bid_farewell(stopping), name="feed:farewell")
             group.create_task(self._supervise(), name="feed:supervise")
             end = await self._read()
             self._over.set()
             self._came.set()
-            for task in (subscriber, controller, farewell):
+            for task in (subscriber, amender, controller, farewell):
                 task.cancel()
         return end
 
@@ -182,6 +194,8 @@ class Connection:
                     assert_never(action.do)
         if self.session.state is not before:
             self.supervision.moved(before, self.session.state, self.clock_ns())
+            if self.session.state in (State.SNAPSHOTS, State.LIVE):
+                self._asked.set()
             if self.session.state is State.LIVE:
                 self.on_live()
 
@@ -189,31 +203,51 @@ class Connection:
         while True:
             action = await self._requested.get()
             if action.do is Do.DEFINE:
-                await self._define()
+                await self._define(self.subscriptions)
                 self._tell(Plain.DEFINED)
-            elif await self._request(action.request):
+                continue
+            request = self.requests[action.request]
+            if await self._request(Method.SUB, request.mode, request.keys):
                 self.supervision.subscribed(action.request, self.monotonic_s())
                 self._tell(Plain.SENT)
 
-    async def _define(self) -> None:
+    async def _define(self, subscriptions: tuple[Subscription, ...]) -> None:
         try:
             async with asyncio.timeout(self.patience.definitions_s):
-                await self.before_subscribe(self.subscriptions)
+                await self.before_subscribe(subscriptions)
         except TimeoutError:
             log.warning("feed.definitions_late", conn=self.number)
-        if over := excess(self.subscriptions):
+        if over := excess(subscriptions):
             log.warning("feed.over_limit", conn=self.number, keys={mode.value: count for mode, count in over.items()})
 
-    async def _request(self, index: int) -> bool:
+    async def _amend(self) -> None:
+        """Subscribe to more and unsubscribe from some, once everything was asked for that was wanted at first."""
+        await self._asked.wait()
+        while True:
+            change = await self.changes.get()
+            # First what goes: the broker counts, and ignores what is one too many.
+            for start in range(0, len(change.gone), MAX_KEYS):
+                keys = change.gone[start : start + MAX_KEYS]
+                self.supervision.drop(keys, self.monotonic_s(), self.clock_ns())
+                await self._request(Method.UNSUB, None, keys)
+            if not change.new:
+                continue
+            await self._define(change.new)
+            requests = chunks(change.new)
+            first = self.supervision.extend(requests, self.monotonic_s(), self.clock_ns())
+            for number, request in enumerate(requests, first):
+                if await self._request(Method.SUB, request.mode, request.keys):
+                    self.supervision.subscribed(number, self.monotonic_s())
+
+    async def _request(self, method: Method, mode: Mode | None, keys: tuple[str, ...]) -> bool:
         """Send one request; return whether it left."""
-        request = self.requests[index]
-        guid, mode = new_guid(self.random), request.mode
+        guid = new_guid(self.random)
         # The fact first: the snapshot that answers the request must come after it in the journal.
-        body = {"conn": self.number, "mode": mode.value, "keys": list(request.keys), "guid": guid}
-        await self.inbox.fact("sub", body)
+        named = {} if mode is None else {"mode": mode.value}
+        await self.inbox.fact(method.value, {"conn": self.number, **named, "keys": list(keys), "guid": guid})
         try:
             async with asyncio.timeout(self.patience.send_s):
-                await self.ws.send_bytes(request_bytes(guid, Method.SUB, mode, request.keys))
+                await self.ws.send_bytes(request_bytes(guid, method, mode, keys))
         except TimeoutError:
             self._abandoned = End(code=1006, reason="silent", detail="it does not take our requests")
             return False

@@ -9,6 +9,7 @@ Laws:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from dataclasses import dataclass, field
 from random import Random
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from tickvault.brokers.upstox.api import BrokerUnavailable, Failure, UpstoxApi
-from tickvault.brokers.upstox.connection import Connection, End, Patience, Tally
+from tickvault.brokers.upstox.connection import Change, Connection, End, Patience, Tally
 from tickvault.brokers.upstox.dial import connect
 from tickvault.brokers.upstox.events import Due, Event, Failed, Plain
 from tickvault.brokers.upstox.phases import Calendar
@@ -30,7 +31,7 @@ from tickvault.brokers.upstox.watch import Watch
 from tickvault.errors import FeedUnavailable, TokenRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     import aiohttp
 
@@ -74,6 +75,8 @@ class Feed:
         monotonic_s: monotonic clock in s.
         random: source of jitter and of request ids.
         first_conn: number of the first connection that opens.
+        numbers: of the connections, in place of first_conn; shared by feeds that write to one journal.
+        socket: which of these feeds it is, from 1; noted with each connection of the others.
         rate: bounds the authorize calls; shared when several feeds use one account.
         patience: how long to wait for what.
         calendar: when markets trade; asked often, an empty one leaves it to the broker's statuses.
@@ -100,6 +103,8 @@ class Feed:
         monotonic_s: Callable[[], float] = time.monotonic,
         random: Random | None = None,
         first_conn: int = 1,
+        numbers: Iterator[int] | None = None,
+        socket: int = 1,
         rate: RateLimit | None = None,
         patience: Patience | None = None,
         calendar: Callable[[], Calendar] = Calendar,
@@ -120,10 +125,14 @@ class Feed:
         self._clock_ns = clock_ns
         self._monotonic_s = monotonic_s
         self._random = random or Random()  # noqa: S311 - jitter, not a secret
-        self._first_conn = first_conn
+        self._numbers = numbers or itertools.count(first_conn)
+        self._upcoming: int | None = None
+        self._of_socket = {"socket": socket} if socket > 1 else {}
+        self._opened = 0
+        self._open: Connection | None = None
         self._patience = patience or Patience()
         self._session = Session(rate=rate or RateLimit(), random=self._random, patience=self._patience)
-        self._watch = Watch(calendar, watching, baseline)
+        self._watch = Watch(calendar, watching, baseline, socket)
         self._supervision = Supervision(self._watch, accounts)
         self._refused = _Refused()
         self._failed: tuple[Failure, str] | None = None
@@ -237,7 +246,7 @@ class Feed:
             return exc
         return Connection(
             ws=ws,
-            number=self.conn + 1,
+            number=self._next_conn(),
             subscriptions=self._wanted,
             requests=chunks(self._wanted),
             inbox=self._inbox,
@@ -251,6 +260,19 @@ class Feed:
             random=self._random,
             patience=self._patience,
         )
+
+    def change(self, new: tuple[Subscription, ...], gone: tuple[str, ...]) -> bool:
+        """Have the open connection subscribe to more, and unsubscribe from some; False when there is none."""
+        if self._open is None:
+            return False
+        self._open.changes.put_nowait(Change(new=new, gone=gone))
+        return True
+
+    def _next_conn(self) -> int:
+        """Return the number of the connection that opens next."""
+        if self._upcoming is None:
+            self._upcoming = next(self._numbers)
+        return self._upcoming
 
     async def _prepare(self) -> None:
         self._wanted = await self._subscriptions()
@@ -275,21 +297,24 @@ class Feed:
         if (reason, self.last_error) == self._failed:
             return  # an outage of a night is one fact, not a thousand
         self._failed = (reason, self.last_error)
-        log.warning("feed.failed", conn=self.conn + 1, reason=reason.value, error=self.last_error)
-        body = {"conn": self.conn + 1, "state": "failed", "reason": reason.value, "detail": self.last_error}
-        await self._inbox.fact("conn", body)
+        conn = self._next_conn()
+        log.warning("feed.failed", conn=conn, reason=reason.value, error=self.last_error)
+        body = {"conn": conn, "state": "failed", "reason": reason.value, "detail": self.last_error}
+        await self._inbox.fact("conn", {**body, **self._of_socket})
 
     async def _hold(self, connection: Connection, stopping: asyncio.Event) -> None:
         """Let the connection run to its end; write down its beginning and its end."""
-        self.conn = connection.number
-        self.reconnects = self.conn - self._first_conn
+        self.reconnects, self._opened = self._opened, self._opened + 1
+        self.conn, self._upcoming, self._open = connection.number, None, connection
         self._failed = None
         deflate = bool(connection.ws.compress)
         try:
-            await self._inbox.fact("conn", {"conn": self.conn, "state": "open", "deflate": deflate})
+            body = {"conn": self.conn, "state": "open", "deflate": deflate, **self._of_socket}
+            await self._inbox.fact("conn", body)
             log.info("feed.open", conn=self.conn, deflate=deflate, keys=len(connection.subscriptions))
             end = await connection.run(stopping)
         finally:
+            self._open = None
             await connection.aclose()
         if stopping.is_set():
             end = End(code=1000, reason="stopped")
@@ -297,7 +322,7 @@ class Feed:
             self.last_error = f"connection {self.conn} ended: {end.reason}, code {end.code} {end.detail}".rstrip()
         ending = {"code": end.code, "reason": end.reason, "detail": end.detail}
         (log.info if stopping.is_set() else log.warning)("feed.closed", conn=self.conn, **ending)
-        await self._inbox.fact("conn", {"conn": self.conn, "state": "closed", **ending})
+        await self._inbox.fact("conn", {"conn": self.conn, "state": "closed", **ending, **self._of_socket})
 
     def _note_live(self) -> None:
         self.last_error = None

@@ -77,6 +77,7 @@ class SegmentWatch:
     name: str
     keys: int
     settings: WatchSettings
+    label: str  # in the baseline
     served: set[str] = field(default_factory=set)  # on this connection; only these can be expected to bring anything
     doing: str = ""  # open, auction, pre_open: data is due; empty: none is
     frames: dict[str, _Rate] = field(default_factory=dict)
@@ -86,6 +87,7 @@ class SegmentWatch:
     came_frames: int = 0
     came_updates: int = 0
     quiet_since_s: float = 0.0
+    quiet_since_ns: int = 0
     data_ns: int = 0
     silent: bool = False
     factor: float = 1.0
@@ -103,9 +105,9 @@ class SegmentWatch:
     def __post_init__(self) -> None:
         self.fast = _Rate(self.settings.low_s)
 
-    def restart(self, now_s: float) -> None:
+    def restart(self, now_s: float, now_ns: int) -> None:
         """Begin to count silence and updates anew."""
-        self.quiet_since_s = now_s
+        self.quiet_since_s, self.quiet_since_ns = now_s, now_ns
         self.fast = _Rate(self.settings.low_s)
         self.low_since_s = self.usual_since_s = None
         self.minute = -1
@@ -138,7 +140,7 @@ class SegmentWatch:
             if not self.silent and doing in self.frames and self.frames[doing].events:
                 kept_s = self.gaps.get(doing, 0.0) * math.exp(-elapsed_s / settings.memory_s)
                 self.gaps[doing] = max(gap_s, kept_s)
-            self.quiet_since_s, self.factor = now_s, 1.0
+            self.quiet_since_s, self.quiet_since_ns, self.factor = now_s, self.data_ns, 1.0
             self.tried = self.tried and self.brown
         if self.came_frames or not self.silent:
             self.frames.setdefault(doing, _Rate(settings.memory_s)).add(self.came_frames, elapsed_s)
@@ -151,7 +153,7 @@ class SegmentWatch:
 
     def usual(self, baseline: Baseline, minute: int) -> float:
         """Return updates a second to be expected now; 0 when nothing tells."""
-        known = None if self.doubts_baseline else baseline.usual(self.name, self.keys, minute)
+        known = None if self.doubts_baseline else baseline.usual(self.label, self.keys, minute)
         self.known = known or 0.0
         if known is not None:
             return known

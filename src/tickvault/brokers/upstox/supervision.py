@@ -51,6 +51,17 @@ class Supervision:
         keys = [key for request in requests for key in request.keys]
         self._facts += self._watch.connected(conn, keys, now_s, now_ns)
 
+    def extend(self, requests: Sequence[SubscribeRequest], now_s: float, now_ns: int) -> int:
+        """Expect more requests on the same connection; return the number of the first of them."""
+        first = self._accounts.extend(requests)
+        self._facts += self._watch.amend(self._accounts.keys, now_s, now_ns)
+        return first
+
+    def drop(self, keys: Sequence[str], now_s: float, now_ns: int) -> None:
+        """Expect nothing of these keys any more."""
+        self._accounts.drop(keys)
+        self._facts += self._watch.amend(self._accounts.keys, now_s, now_ns)
+
     def subscribed(self, request: int, now_s: float) -> None:
         """Note that a request is sent."""
         self._accounts.subscribed(request, now_s)

@@ -48,6 +48,7 @@ class Watch:
         calendar: asked at each look; an empty one leaves the judgement to the broker's statuses.
         settings: what counts as silence and as a brown-out.
         baseline: what is usual, from earlier days.
+        socket: which of several feeds this is, from 1; each has its own part of the baseline.
 
     Attributes:
         baseline: brought up to date minute by minute; the caller keeps it.
@@ -59,8 +60,10 @@ class Watch:
         calendar: Callable[[], Calendar] = Calendar,
         settings: WatchSettings | None = None,
         baseline: Baseline | None = None,
+        socket: int = 1,
     ) -> None:
         self.baseline = baseline or Baseline()
+        self._socket = socket
         self.statuses: dict[str, dict[str, str]] = {"segment": {}, "cas": {}, "pre_open": {}}
         self._calendar = calendar
         self._settings = settings or WatchSettings()
@@ -75,20 +78,31 @@ class Watch:
 
     def connected(self, conn: int, keys: Iterable[str], now_s: float, now_ns: int) -> tuple[Fact, ...]:
         """Begin with a connection that is to be subscribed to these keys; return what that ends."""
-        self._conn, self._keys, self._looked_s = conn, frozenset(keys), now_s
-        counts = Counter(map(segment_of, self._keys))
-        kept = self._segments
-        self._segments = {name: kept.get(name) or SegmentWatch(name, 0, self._settings) for name in counts}
-        for name, one in self._segments.items():
-            one.keys = counts[name]
+        self._conn, self._looked_s = conn, now_s
+        ended = self.amend(keys, now_s, now_ns)
+        for one in self._segments.values():
             one.served.clear()
-            one.restart(now_s)
+            one.restart(now_s, now_ns)
             if one.silent:
                 one.factor = min(one.factor * 2.0, MAX_FACTOR)
-        gone = [one for name, one in kept.items() if name not in counts]
-        silent, brown = ([one.name for one in gone if one.silent], [one.name for one in gone if one.brown])
+        return ended
+
+    def amend(self, keys: Iterable[str], now_s: float, now_ns: int) -> tuple[Fact, ...]:
+        """Go on with these keys on the same connection; return what that ends."""
+        self._keys, before = frozenset(keys), self._segments
+        self._segments = {}
+        for name, count in Counter(map(segment_of, self._keys)).items():
+            one = before.pop(name, None)
+            if one is None:
+                one = SegmentWatch(name, count, self._settings, self._label(name))
+                one.restart(now_s, now_ns)
+            one.keys = count
+            one.served &= self._keys
+            self._segments[name] = one
+        silent = tuple(one.name for one in before.values() if one.silent)
+        brown = tuple(one.name for one in before.values() if one.brown)
         ends = ((Condition.FRESH, silent), (Condition.USUAL, brown))
-        return tuple(self._fact(state, now_ns, tuple(names), _NOT_DUE) for state, names in ends if names)
+        return tuple(self._fact(state, now_ns, names, _NOT_DUE) for state, names in ends if names)
 
     def note(self, observation: Observation) -> None:
         """Take in what a frame says."""
@@ -122,7 +136,7 @@ class Watch:
             self._end_minute(one, minute)
             if elapsed_s > self._settings.lapse_s or not reading:
                 one.came_frames = one.came_updates = 0
-                one.restart(now_s)
+                one.restart(now_s, now_ns)
                 continue
             one.learn(now_s, elapsed_s)
             if one.silent and (one.quiet_since_s == now_s or not one.doing):
@@ -135,7 +149,7 @@ class Watch:
             if one.brown and not one.tried:
                 one.tried, degraded = True, ("brown_out", f"{one.name} brings far less than usual")
         facts += [self._fact(Condition.FRESH, now_ns, tuple(names), detail) for detail, names in over.items()]
-        silent, lone = self._judge_silence(now_s, now_ns, facts)
+        silent, lone = self._judge_silence(now_s, facts)
         if facts:
             self._since_ns = now_ns
         return Verdict(facts=tuple(facts), silent=silent, degraded=degraded or lone)
@@ -177,7 +191,7 @@ class Watch:
         patience_s = {name: round(min(self._segments[name].patience_s(), 1e9), 1) for name in due}
         return WatchReport(state=state, since_ns=self._since_ns, segments=where, due=due, patience_s=patience_s)
 
-    def _judge_silence(self, now_s: float, now_ns: int, facts: list[Fact]) -> tuple[str | None, tuple[str, str] | None]:
+    def _judge_silence(self, now_s: float, facts: list[Fact]) -> tuple[str | None, tuple[str, str] | None]:
         """Return why the whole connection is mute, or why one segment's silence is worth a new one."""
         due = [one for one in self._segments.values() if one.doing]
         over = [one for one in due if now_s - one.quiet_since_s >= one.patience_s()]
@@ -186,7 +200,7 @@ class Watch:
                 one.silent = True
             names = tuple(sorted(one.name for one in fresh))
             detail = f"no data of subscribed keys for {max(now_s - one.quiet_since_s for one in fresh):.0f} s"
-            since_ns = min(one.data_ns or now_ns for one in fresh)
+            since_ns = min(one.quiet_since_ns for one in fresh)
             facts.append(self._fact(Condition.SILENT, since_ns, names, detail))
         if over and len(over) == len(due):
             return f"no data in {', '.join(sorted(one.name for one in due))}, which trades", None
@@ -223,15 +237,18 @@ class Watch:
                 pass
         if doing != one.doing:
             one.doing, one.doubts_baseline = doing, False
-            one.restart(now_s)
+            one.restart(now_s, now_ns)
 
     def _end_minute(self, one: SegmentWatch, minute: int) -> None:
         if minute == one.minute:
             return
         whole = one.minute >= 0 and one.minute_s >= 50.0
         if whole and one.doing and not (one.silent or one.brown or one.low_since_s):
-            self.baseline.learn(one.name, one.keys, one.minute, one.minute_updates / one.minute_s)
+            self.baseline.learn(one.label, one.keys, one.minute, one.minute_updates / one.minute_s)
         one.minute, one.minute_updates, one.minute_s = minute, 0, 0.0
+
+    def _label(self, name: str) -> str:
+        return name if self._socket == 1 else f"{name} {self._socket}"
 
     def _take_statuses(self, said: Observation) -> None:
         self.statuses["segment"].update(said.segments)
