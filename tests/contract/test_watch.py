@@ -161,15 +161,16 @@ async def test_mute_is_found_and_reconnected() -> None:
     assert first["conn"] == 1
 
 
-async def test_halt_with_a_status_is_left_alone() -> None:
-    """The market says that it is closed: silence is normal, however long, and pongs keep the connection."""
-    steps = [do.MarketStatus(at_s=1.5, segment=one, status="NORMAL_CLOSE") for one in SEGMENTS]
+@pytest.mark.parametrize("status", ["NORMAL_CLOSE", "PRE_OPEN_END"])
+async def test_halt_with_a_status_is_left_alone(status: str) -> None:
+    """The market says that it is closed, or pauses: silence is normal, however long; pongs keep the connection."""
+    steps = [do.MarketStatus(at_s=1.5, segment=one, status=status) for one in SEGMENTS]
     inbox = Inbox()
     async with (
         exchange(*steps, do.Halt(at_s=1.6, seconds=60.0)) as simulator,
         recording(simulator, inbox=inbox) as feed,
     ):
-        await until(lambda: feed.statuses["segment"].get("NSE_INDEX") == "NORMAL_CLOSE")
+        await until(lambda: feed.statuses.get("segment", {}).get("NSE_INDEX") == status)
         await a_while(3.0)
         assert (feed.conn, feed.state, feed.watch.state) == (1, FeedState.LIVE, Condition.USUAL)
     assert inbox.watched() == []
@@ -332,7 +333,7 @@ async def test_schema_drift_is_told_once() -> None:
                 simulator.push(frame.SerializeToString() + b"\x98\x06\x01")
                 before = feed.frames
                 await until(lambda before=before: feed.frames > before)
-            await until(lambda: feed.statuses["segment"].get("NSE_NEW") == "42")
+            await until(lambda: feed.statuses.get("segment", {}).get("NSE_NEW") == "42")
             assert feed.conn == 1
     novelties = [what for entry in logs if entry["event"] == "feed.novelty" for what in entry["what"]]
     assert sorted(novelties) == ["FeedResponse field 99", "MarketStatus 42"]

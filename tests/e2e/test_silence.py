@@ -9,6 +9,8 @@ import aiohttp
 from programs import call, environ_for, recorder, simulator
 from servers import wait_until
 
+from tickvault import survey
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -24,6 +26,9 @@ at_s = 40.0
 do = "close"
 code = 1000
 """
+
+
+STATES = ("silent", "fresh")
 
 
 def logged(said: str, event: str) -> list[dict[str, Any]]:
@@ -85,6 +90,10 @@ async def test_mute_connection_is_replaced_and_wrong_keys_are_named(tmp_path: Pa
             assert process.stop() == 0
         said = process.said()
     assert watched(said, "silent") == watched(said, "fresh")
+    facts = [event.body for event in survey.events(tmp_path / "data" / "journal", ("watch",))]
+    told = {state: {one for fact in facts if fact["state"] == state for one in fact["segments"]} for state in STATES}
+    assert told == {"silent": watched(said, "silent"), "fresh": watched(said, "fresh")}
+    assert facts[0]["since_ns"] < facts[-1]["since_ns"]
     assert [(line["reason"], line["code"]) for line in logged(said, "feed.closed")] == [
         ("mute", 1000),
         ("closed", 1000),

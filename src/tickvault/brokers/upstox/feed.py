@@ -153,13 +153,13 @@ class Feed:
 
     @property
     def statuses(self) -> dict[str, dict[str, str]]:
-        """Scope (segment, cas, pre_open) → segment → its last status, verbatim."""
-        return {scope: dict(statuses) for scope, statuses in self._watch.statuses.items()}
+        """Scope (segment, cas, pre_open) → segment → its last status, verbatim; at most a second old."""
+        return self._supervision.statuses
 
     @property
     def phases(self) -> dict[str, Phase]:
-        """Subscribed segment → what it is doing."""
-        return self._watch.phases(self._clock_ns())
+        """Subscribed segment → what it is doing; at most a second old."""
+        return self._supervision.phases
 
     @property
     def watch(self) -> WatchReport:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tickvault.brokers.upstox.events import Event
     from tickvault.brokers.upstox.findings import Fact
     from tickvault.brokers.upstox.observe import Observation, RawFrame
+    from tickvault.brokers.upstox.phases import Phase
     from tickvault.brokers.upstox.plan import SubscribeRequest
     from tickvault.brokers.upstox.watch import Watch
 
@@ -32,12 +33,20 @@ class Supervision:
     """What a feed's frames show, connection after connection: the books of its keys, and the watch.
 
     Attributes:
-        keys: how the keys do; `watched` what is the matter. Both are replaced every second, never changed.
+        keys: how the keys do.
+        watched: what is the matter.
+        phases: subscribed segment → what it is doing.
+        statuses: scope (segment, cas, pre_open) → segment → its last status, verbatim.
+
+    Guarantees:
+        The attributes are replaced every second and never changed: any thread may read them.
     """
 
     def __init__(self, watch: Watch, accounts: Accounts | None = None) -> None:
         self.keys = KeyReport()
         self.watched = watch.report()
+        self.phases: dict[str, Phase] = {}
+        self.statuses: dict[str, dict[str, str]] = {}
         self._watch = watch
         self._accounts = accounts or Accounts()
         self._observer = Observer()
@@ -114,7 +123,9 @@ class Supervision:
 
     def _report(self, now_s: float, now_ns: int) -> None:
         self._reported_s = now_s
-        self.keys = self._accounts.report(now_s, self._watch.phases(now_ns))
+        self.phases = self._watch.phases(now_ns)
+        self.statuses = {scope: dict(statuses) for scope, statuses in self._watch.statuses.items()}
+        self.keys = self._accounts.report(now_s, self.phases)
         self.watched = self._watch.report()
         for why, keys in self.keys.problems.items():
             if keys.count > self._told.get(why, 0):
