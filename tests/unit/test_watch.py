@@ -154,6 +154,15 @@ def test_three_illiquid_keys_give_no_false_alarm(seed: int) -> None:
     assert hall.silent_s == []
 
 
+def test_subscription_that_was_ignored_before_the_market_opened() -> None:
+    """Nobody missed its data then; when it is due, a connection that has served no key at all is not waited for."""
+    hall = Hall(keys=THREE).connect(snapshot=False).status(NSE_EQ="PRE_OPEN_END")
+    hall.pass_s(600)
+    assert hall.silent_s == []
+    hall.status(NSE_EQ="NORMAL_OPEN")
+    assert hall.pass_s(60, until=lambda: hall.silent_s) <= 20.0
+
+
 def test_wrong_keys_are_not_expected_to_bring_anything() -> None:
     """A hundred keys, and only three of them were ever served."""
     hall = Hall().connect(snapshot=False).status(NSE_EQ="NORMAL_OPEN")
@@ -190,7 +199,11 @@ def test_pre_open_counts_once_data_is_usual_in_it() -> None:
     hall.pass_s(120)
     assert hall.silent_s == []
     hall.pass_s(120, 350.0)
+    assert not hall.watch.expects(hall.now_ns)
     assert hall.pass_s(60, until=lambda: hall.silent_s) <= 20.0
+    assert hall.watch.expects(hall.now_ns), "a session that is told of silence must not be told that none is due"
+    hall.status(NSE_EQ="PRE_OPEN_END").pass_s(1)
+    assert not hall.watch.expects(hall.now_ns)
 
 
 def test_pauses_of_the_closing_auction() -> None:
@@ -300,6 +313,18 @@ def test_brown_out_is_found_within_two_minutes_and_tried_once() -> None:
     hall.pass_s(120, 80.0)
     assert hall.states() == [Condition.BROWN_OUT, Condition.USUAL]
     assert hall.silent_s == []
+
+
+def test_brown_out_of_several_segments_is_tried_once() -> None:
+    """The new connection that one of them was worth began the others' count anew; they get none of their own."""
+    keys = (*MANY, *(f"NSE_FO|{n}" for n in range(500)))
+    hall = Hall(keys=keys).connect().status(NSE_EQ="NORMAL_OPEN", NSE_FO="NORMAL_OPEN")
+    hall.pass_s(900, 160.0)
+    hall.pass_s(300, lambda at_s: 50.0 if at_s < 30 else 10.0, until=lambda: hall.degraded)
+    hall.connect()
+    hall.pass_s(300, 10.0)
+    assert {fact.segments for fact in hall.facts} == {("NSE_EQ",), ("NSE_FO",)}
+    assert len(hall.degraded) == 1
 
 
 def test_brown_out_that_stays_is_the_new_usual() -> None:

@@ -129,20 +129,20 @@ class SegmentWatch:
         patience_s = seconds * (10.0**power - 1.0) if power < 100 else math.inf
         return max(settings.silent_s, patience_s, 2.0 * self.gaps.get(self.doing, 0.0)) * self.factor
 
-    def learn(self, now_s: float, elapsed_s: float) -> None:
-        """Take in what came since the last look."""
+    def learn(self, now_s: float, elapsed_s: float) -> bool:
+        """Take in what came since the last look; return whether anything did that was due."""
         settings, doing = self.settings, self.doing
         if not doing:
             self.came_frames = self.came_updates = 0
-            return
-        if self.came_frames:
+            return False
+        if came := self.came_frames > 0:
             gap_s = now_s - self.quiet_since_s
             if not self.silent and doing in self.frames and self.frames[doing].events:
                 kept_s = self.gaps.get(doing, 0.0) * math.exp(-elapsed_s / settings.memory_s)
                 self.gaps[doing] = max(gap_s, kept_s)
             self.quiet_since_s, self.quiet_since_ns, self.factor = now_s, self.data_ns, 1.0
             self.tried = self.tried and self.brown
-        if self.came_frames or not self.silent:
+        if came or not self.silent:
             self.frames.setdefault(doing, _Rate(settings.memory_s)).add(self.came_frames, elapsed_s)
         self.fast.add(self.came_updates, elapsed_s)
         if self.low_since_s is None and not self.brown and not self.silent:
@@ -150,6 +150,7 @@ class SegmentWatch:
         self.minute_updates += self.came_updates
         self.minute_s += elapsed_s
         self.came_frames = self.came_updates = 0
+        return came
 
     def usual(self, baseline: Baseline, minute: int) -> float:
         """Return updates a second to be expected now; 0 when nothing tells."""

@@ -138,8 +138,8 @@ class Watch:
                 one.came_frames = one.came_updates = 0
                 one.restart(now_s, now_ns)
                 continue
-            one.learn(now_s, elapsed_s)
-            if one.silent and (one.quiet_since_s == now_s or not one.doing):
+            came = one.learn(now_s, elapsed_s)
+            if one.silent and (came or not one.doing):
                 one.silent = False
                 over.setdefault("" if one.doing else _NOT_DUE, []).append(one.name)
             usual = one.usual(self.baseline, minute)
@@ -147,7 +147,10 @@ class Watch:
             if change is not None and change is not one.brown:
                 facts.append(self._turn_brown(one, usual, now_s, now_ns, begins=change))
             if one.brown and not one.tried:
-                one.tried, degraded = True, ("brown_out", f"{one.name} brings far less than usual")
+                # What was tried for one segment was tried for all.
+                if not any(other.brown and other.tried for other in self._segments.values()):
+                    degraded = ("brown_out", f"{one.name} brings far less than usual")
+                one.tried = True
         facts += [self._fact(Condition.FRESH, now_ns, tuple(names), detail) for detail, names in over.items()]
         silent, lone = self._judge_silence(now_s, facts)
         if facts:
@@ -173,8 +176,8 @@ class Watch:
         return {name: self._phase(name, now_ns) for name in self._segments}
 
     def expects(self, now_ns: int) -> bool:
-        """Whether a subscribed segment trades, so that data is due."""
-        return Phase.OPEN in self.phases(now_ns).values()
+        """Whether data is due: a subscribed segment trades, or is silent in an auction that is used to data."""
+        return Phase.OPEN in self.phases(now_ns).values() or any(one.silent for one in self._segments.values())
 
     def report(self) -> WatchReport:
         """Return what is the matter."""
@@ -188,13 +191,13 @@ class Watch:
             state, where = (Condition.SILENT, silent) if silent else (Condition.BROWN_OUT, brown)
         else:
             state, where = calm, due
-        patience_s = {name: round(min(self._segments[name].patience_s(), 1e9), 1) for name in due}
+        patience_s = {name: round(min(self._patience_s(self._segments[name]), 1e9), 1) for name in due}
         return WatchReport(state=state, since_ns=self._since_ns, segments=where, due=due, patience_s=patience_s)
 
     def _judge_silence(self, now_s: float, facts: list[Fact]) -> tuple[str | None, tuple[str, str] | None]:
         """Return why the whole connection is mute, or why one segment's silence is worth a new one."""
         due = [one for one in self._segments.values() if one.doing]
-        over = [one for one in due if now_s - one.quiet_since_s >= one.patience_s()]
+        over = [one for one in due if now_s - one.quiet_since_s >= self._patience_s(one)]
         if fresh := [one for one in over if not one.silent]:
             for one in fresh:
                 one.silent = True
@@ -205,10 +208,20 @@ class Watch:
         if over and len(over) == len(due):
             return f"no data in {', '.join(sorted(one.name for one in due))}, which trades", None
         for one in over:
-            if not one.tried and now_s - one.quiet_since_s >= PARTIAL * one.patience_s():
+            if not one.tried and now_s - one.quiet_since_s >= PARTIAL * self._patience_s(one):
                 one.tried = True
                 return None, ("mute", f"no data in {one.name}, which trades, and others deliver")
         return None, None
+
+    def _patience_s(self, one: SegmentWatch) -> float:
+        """Return how long a segment may be silent; a connection that has served no key at all, only so long.
+
+        That the subscription is refused says as much, and is told already.
+        """
+        served = self._refused is not None or any(each.served for each in self._segments.values())
+        if one.doing == freshness.OPEN and not served:
+            return self._settings.silent_s * one.factor
+        return one.patience_s()
 
     def _turn_brown(self, one: SegmentWatch, usual: float, now_s: float, now_ns: int, *, begins: bool) -> Fact:
         one.brown, one.brown_since_s = begins, now_s
