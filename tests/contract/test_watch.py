@@ -26,6 +26,7 @@ from tickvault.model import Mode, Subscription
 from tickvault.simulator import Simulator, SimulatorSettings
 from tickvault.simulator import script as do
 from tickvault.simulator.frames import market_info
+from tickvault.simulator.rules import Rules
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -281,7 +282,7 @@ async def test_keys_over_the_cap_are_reported() -> None:
 
 async def test_full_d30_without_plus_is_reported() -> None:
     """Its keys are silent while the others deliver."""
-    async with exchange(plus=False) as simulator:
+    async with exchange(rules=Rules(plus=False)) as simulator:
         keys = simulator.instrument_keys
         async with recording(simulator, *subscribed(keys[:15]), *subscribed(keys[15:], Mode.FULL_D30)) as feed:
             await until(lambda: Why.NO_PLUS in feed.keys.problems)

@@ -94,6 +94,10 @@ async def test_mute_connection_is_replaced_and_wrong_keys_are_named(tmp_path: Pa
     told = {state: {one for fact in facts if fact["state"] == state for one in fact["segments"]} for state in STATES}
     assert told == {"silent": watched(said, "silent"), "fresh": watched(said, "fresh")}
     assert facts[0]["since_ns"] < facts[-1]["since_ns"]
+    sql = "SELECT subject FROM gaps WHERE scope = 'segment' AND reason = 'silent' AND closed_at IS NOT NULL"
+    words = ("query", sql, "--format", "json", "--data-dir", str(tmp_path / "data"))
+    gaps = call(*words, environ={}, folder=tmp_path).stdout.splitlines()
+    assert {json.loads(line)["subject"] for line in gaps} == watched(said, "silent")
     assert [(line["reason"], line["code"]) for line in logged(said, "feed.closed")] == [
         ("mute", 1000),
         ("closed", 1000),
