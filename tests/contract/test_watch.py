@@ -20,6 +20,7 @@ from tickvault.brokers.upstox.api import UpstoxApi
 from tickvault.brokers.upstox.feed import Feed, FeedState, Patience
 from tickvault.brokers.upstox.findings import Condition
 from tickvault.brokers.upstox.freshness import WatchSettings
+from tickvault.brokers.upstox.phases import Phase
 from tickvault.brokers.upstox.plan import RateLimit
 from tickvault.brokers.upstox.tokens import StaticToken
 from tickvault.model import Mode, Subscription
@@ -141,6 +142,8 @@ async def test_working_feed_says_nothing() -> None:
             assert feed.statuses["segment"]["NSE_EQ"] == "NORMAL_OPEN"
             assert set(feed.watch.due) == set(SEGMENTS)
             assert (feed.keys.problems, feed.conn, feed.unobserved) == ({}, 1, 0)
+            assert set(feed.phases.values()) == {Phase.OPEN}
+    assert feed.phases == {}, "nobody tells any more when that changes"
     assert inbox.watched() == []
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == []
 

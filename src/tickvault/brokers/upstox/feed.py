@@ -158,7 +158,7 @@ class Feed:
 
     @property
     def phases(self) -> dict[str, Phase]:
-        """Subscribed segment → what it is doing; at most a second old."""
+        """Subscribed segment → what it is doing; at most a second old, and empty while no connection tells."""
         return self._supervision.phases
 
     @property
@@ -315,6 +315,7 @@ class Feed:
             end = await connection.run(stopping)
         finally:
             self._open = None
+            self._supervision.disconnected()
             await connection.aclose()
         if stopping.is_set():
             end = End(code=1000, reason="stopped")

@@ -35,7 +35,7 @@ class Supervision:
     Attributes:
         keys: how the keys do.
         watched: what is the matter.
-        phases: subscribed segment → what it is doing.
+        phases: subscribed segment → what it is doing; empty while no connection tells.
         statuses: scope (segment, cas, pre_open) → segment → its last status, verbatim.
 
     Guarantees:
@@ -59,6 +59,10 @@ class Supervision:
         self._accounts.open(requests)
         keys = [key for request in requests for key in request.keys]
         self._facts += self._watch.connected(conn, keys, now_s, now_ns)
+
+    def disconnected(self) -> None:
+        """Forget what segments are doing: nobody tells any more when that changes."""
+        self.phases = {}
 
     def extend(self, requests: Sequence[SubscribeRequest], now_s: float, now_ns: int) -> int:
         """Expect more requests on the same connection; return the number of the first of them."""
