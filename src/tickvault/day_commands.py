@@ -37,7 +37,7 @@ def day(
     ] = None,
     env_file: Annotated[Path, typer.Option("--env-file", help="File with settings as NAME=value.")] = Path(".env"),
 ) -> None:
-    """Say whether a day is complete, and what is missing; exit 1 if anything is."""
+    """Say whether a day is complete; exit 1 if anything is missing."""
     overrides = {} if data_dir is None else {"TICKVAULT_DATA_DIR": str(data_dir)}
     settings = load_settings(environ=os.environ, env_file=env_file, config_file=config, overrides=overrides)
     if not show(settings, date, as_json=as_json):
