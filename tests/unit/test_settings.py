@@ -26,6 +26,9 @@ SECRETS = [setting for setting in SETTINGS if setting.secret]
 SAMPLES = {
     "UPSTOX_ACCESS_TOKEN": ("eyJ.a.b", "eyJ.c.d"),
     "UPSTOX_TOKEN_URL": ("http://tokens/a", "http://tokens/b"),
+    "UPSTOX_CLIENT_ID": ("one", "two"),
+    "UPSTOX_CLIENT_SECRET": ("one", "two"),
+    "UPSTOX_REDIRECT_URI": ("http://127.0.0.1:1/one", "http://127.0.0.1:1/two"),
     "UPSTOX_API_URL": ("https://one.example", "https://two.example"),
     "UPSTOX_INSTRUMENTS_URL": ("off", "https://lists.example/x.json.gz"),
     "TICKVAULT_INSTRUMENTS": ("NSE_EQ|INE002A01018", "NSE_INDEX|Nifty 50"),
@@ -376,6 +379,7 @@ def test_unreadable_files(tmp_path, what):
 
 
 SECRET_PLACES = {
+    "UPSTOX_CLIENT_SECRET": lambda settings: settings.upstox.client_secret,
     "UPSTOX_ACCESS_TOKEN": lambda settings: settings.upstox.access_token,
     "INFLUX_TOKEN": lambda settings: settings.influx.token,
     "INFLUX_PASSWORD": lambda settings: settings.influx.password,

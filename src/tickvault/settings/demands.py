@@ -18,16 +18,23 @@ __all__ = ["check_plaintext", "require_recordable"]
 _SINKS: Final = ("parquet", "influx")
 
 
-def require_recordable(settings: Settings) -> None:
+def require_recordable(settings: Settings, *, has_stored_token: bool = False) -> None:
     """Pass settings that say whose feed to record.
+
+    Args:
+        settings: to be looked at.
+        has_stored_token: whether the data folder has a token, which will do.
 
     Raises:
         ConfigurationError: there is no token, or no instrument, or a sink that is not built in; the message says what to
             set.
     """
     missing = []
-    if settings.upstox.access_token is None and settings.upstox.token_url is None:
-        missing.append("no token: set UPSTOX_ACCESS_TOKEN (an Analytics token is advised) or UPSTOX_TOKEN_URL")
+    if settings.upstox.access_token is None and settings.upstox.token_url is None and not has_stored_token:
+        missing.append(
+            "no token: set UPSTOX_ACCESS_TOKEN (an Analytics token is advised) or UPSTOX_TOKEN_URL, "
+            "or store one with `tickvault token set`"
+        )
     if not settings.subscriptions and settings.instruments_list_url is None:
         missing.append(
             "no instruments: set TICKVAULT_INSTRUMENTS, e.g. NSE_EQ|INE002A01018,NSE_INDEX|Nifty 50, "

@@ -56,7 +56,7 @@ def load_settings(
         layers.append(read_toml(config_file, findings))
     given = settle(Layer(where="the command line", values=overrides, ours=True), layers, findings)
     typed = _typed(given, findings)
-    settings = _tree(typed, given, findings) if typed and not findings.problems else None
+    settings = _tree(typed, given, findings, env_file) if typed and not findings.problems else None
     if settings is None or findings.problems:
         raise ConfigurationError("; ".join(findings.problems))
     return settings
@@ -84,7 +84,7 @@ def _complaint(setting: Setting, given: Given, expected: str) -> str:
     return f"{given.origin}: {expected}{shown}; correct it{default}"
 
 
-def _tree(typed: Typed, given: Mapping[str, Given], findings: Findings) -> Settings:
+def _tree(typed: Typed, given: Mapping[str, Given], findings: Findings, env_file: Path | None) -> Settings:
     has_token, subscriptions = typed.UPSTOX_ACCESS_TOKEN is not None, _subscriptions(typed, given, findings)
     for winner, loser in (
         ("UPSTOX_ACCESS_TOKEN", "UPSTOX_TOKEN_URL"),
@@ -99,9 +99,14 @@ def _tree(typed: Typed, given: Mapping[str, Given], findings: Findings) -> Setti
     return Settings(
         upstox=UpstoxSettings(
             access_token=typed.UPSTOX_ACCESS_TOKEN,
+            token_file=given["UPSTOX_ACCESS_TOKEN"].file if has_token else None,
+            env_file=env_file,
             token_url=None if has_token else typed.UPSTOX_TOKEN_URL,
             api_url=typed.UPSTOX_API_URL,
             instruments_url=typed.UPSTOX_INSTRUMENTS_URL,
+            client_id=typed.UPSTOX_CLIENT_ID,
+            client_secret=typed.UPSTOX_CLIENT_SECRET,
+            redirect_uri=typed.UPSTOX_REDIRECT_URI,
         ),
         subscriptions=subscriptions,
         instruments_list_url=None if subscriptions else typed.TICKVAULT_INSTRUMENTS_URL,

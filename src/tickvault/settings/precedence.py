@@ -54,11 +54,12 @@ _PLACEHOLDER_FORM: Final = re.compile(r"url-to-[a-z-]+|example-\d+")
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A text, the name it was given under and where; `names` when it was given under several."""
+    """A text, the name it was given under and where; `file` that it was read from, `names` when there are several."""
 
     text: str
     name: str
     where: str
+    file: Path | None = None
     names: tuple[str, ...] = ()
 
     @property
@@ -125,7 +126,7 @@ def _meaningful(given: Given, findings: Findings) -> Given | None:
             return None
         if not text:
             findings.warnings.append(f"the file that {given.origin} names is empty; it counts as not set")
-        given = replace(given, text=text)
+        given = replace(given, text=text, file=Path(given.text).expanduser())
     if is_placeholder(given.text):
         findings.warnings.append(f"{given.origin} still has a template's placeholder; it counts as not set")
         return None

@@ -48,6 +48,11 @@ SETTINGS: Final = (
         'GET gives `{"access_token": …}`; asked anew at every attempt',
         aliases=("API_FETCH_TOKEN", "ACCESS_TOKEN_URL", "API_FETCH_TOKEN_URL"),
     ),
+    Setting("UPSTOX_CLIENT_ID", "", "API key of the user's app, for `tickvault login`"),
+    Setting("UPSTOX_CLIENT_SECRET", "", "its secret", secret=True),
+    Setting(
+        "UPSTOX_REDIRECT_URI", "", "its redirect address, the same to the letter, e.g. `http://127.0.0.1:8485/callback`"
+    ),
     Setting("UPSTOX_API_URL", "https://api.upstox.com", "base of the broker's REST API; plain `http` only to loopback"),
     Setting(
         "UPSTOX_INSTRUMENTS_URL",

@@ -62,12 +62,23 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstoxSettings:
-    """How the broker is reached. At most one of token and token URL is there; addresses stay out of the repr."""
+    """How the broker is reached. At most one of token and token URL is there; addresses stay out of the repr.
+
+    Attributes:
+        token_file: the file that `access_token` is from, if a NAME_FILE names one; `env_file` the `.env` file in use.
+            A recorder looks into both for a new token.
+        client_id, client_secret, redirect_uri: the user's app, for `tickvault login`.
+    """
 
     access_token: SecretStr | None
+    token_file: Path | None = field(compare=False)
+    env_file: Path | None = field(compare=False)
     token_url: str | None = field(repr=False)
     api_url: str = field(repr=False)
     instruments_url: str | None = field(repr=False)
+    client_id: str | None
+    client_secret: SecretStr | None
+    redirect_uri: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

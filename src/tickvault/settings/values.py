@@ -144,6 +144,9 @@ class Typed(BaseSettings):
 
     UPSTOX_ACCESS_TOKEN: _Token | None = None
     UPSTOX_TOKEN_URL: _Url | None = None
+    UPSTOX_CLIENT_ID: str | None = None
+    UPSTOX_CLIENT_SECRET: SecretStr | None = None
+    UPSTOX_REDIRECT_URI: _Url | None = None
     UPSTOX_API_URL: _BaseUrl
     UPSTOX_INSTRUMENTS_URL: Annotated[str | None, BeforeValidator(_master_list)]
     TICKVAULT_INSTRUMENTS: _Names = ()

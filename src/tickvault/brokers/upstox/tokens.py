@@ -1,23 +1,54 @@
-"""Where the access token comes from; asked at every attempt, since tokens die at 03:30 IST."""
+"""Where the access token comes from; asked at every attempt, since tokens die at 03:30 IST.
+
+Which token is tried (`Tokens`), in this order:
+    1. Of the settings and the files, the one that was put in place last, as long as nothing speaks against it: a token
+       that has expired by its own word, or that the broker has refused, is passed over while there is another.
+    2. What the token URL gives.
+    3. Of those passed over, the one refused longest ago: the broker may have been wrong.
+When a token was put in place: the one of DATA_DIR/token at that file's time; the one of the settings when it was made,
+if it says so, else when the program started; a file that changes while the program runs, when that is seen.
+No message made here holds a token.
+"""
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final, Protocol
+import asyncio
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Final, Protocol, Self, runtime_checkable
 
 from yarl import URL
 
 from tickvault.brokers.upstox.api import get
+from tickvault.brokers.upstox.jwt import read_claims
+from tickvault.brokers.upstox.token_files import (
+    STORED_NAME,
+    Found,
+    Origin,
+    Place,
+    is_formed,
+    read_env_token,
+    read_token,
+)
 from tickvault.errors import FeedUnavailable, TokenRefused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     import aiohttp
 
-__all__ = ["StaticToken", "TokenSource", "TokenUrl"]
+    from tickvault.settings import Settings
 
-# What may stand behind `Authorization: Bearer`; a JWT has some 500 characters.
-_TOKEN: Final = re.compile(r"[!-~]{1,8192}")
+__all__ = ["ChangingTokens", "StaticToken", "TokenSource", "TokenUrl", "Tokens", "is_static", "wait_changed"]
+
 _WHAT: Final = "the token URL"
+_LOOK_S: Final = 0.5  # between two looks at the files while a changed token is waited for: a stat each
+_URL_PAUSE_S: Final = (
+    15.0  # between two questions to the URL while waiting: a service of the user's, maybe rate-limited
+)
+_REMEMBERED: Final = 16  # refused tokens
 
 
 class TokenSource(Protocol):
@@ -35,6 +66,33 @@ class TokenSource(Protocol):
         """
 
 
+@runtime_checkable
+class ChangingTokens(TokenSource, Protocol):
+    """A source that can tell when another token is to be had.
+
+    For the implementer: called after a refusal, in place of the feed's pause; it may be cancelled at any time.
+    """
+
+    async def wait_changed(self, refused: str, timeout_s: float) -> None:
+        """Return as soon as there is another token than the refused one, at the latest after a time."""
+
+
+async def wait_changed(source: TokenSource, refused: str, timeout_s: float) -> None:
+    """Wait for another token than the one the broker refused, for `timeout_s` seconds at most.
+
+    A source that cannot tell is asked again after a while.
+    """
+    if isinstance(source, ChangingTokens):
+        await source.wait_changed(refused, timeout_s)
+    else:
+        await asyncio.sleep(min(timeout_s, _URL_PAUSE_S))
+
+
+def is_static(source: TokenSource) -> bool:
+    """Whether the token given last is from the settings and there is no other: its refusal is the user's to mend."""
+    return isinstance(source, StaticToken) or (isinstance(source, Tokens) and source.static)
+
+
 class StaticToken:
     """The token of the settings, the same each time."""
 
@@ -47,7 +105,7 @@ class StaticToken:
         Raises:
             TokenRefused: it is none that HTTP can carry.
         """
-        if not _TOKEN.fullmatch(self._secret):
+        if not is_formed(self._secret):
             raise TokenRefused("the access token is empty or has characters that no token has; copy it once more")
         return self._secret
 
@@ -76,6 +134,166 @@ class TokenUrl:
             raise FeedUnavailable(f"{_WHAT} answers with HTTP {answer.status}")
         body = answer.json()
         token = body.get("access_token") if isinstance(body, dict) else None
-        if not isinstance(token, str) or not _TOKEN.fullmatch(token := token.strip()):
+        if not isinstance(token, str) or not is_formed(token := token.strip()):
             raise FeedUnavailable(f'{_WHAT} answers without a token; expected {{"access_token": "…"}}')
         return token
+
+
+# Set before the start by the one who started the program.
+_STATIC: Final = frozenset({Origin.SETTINGS, Origin.FILE, Origin.ENV_FILE})
+
+
+class Tokens:
+    """Every place a token may stand in, read again at every attempt (the order: this module's head).
+
+    Args:
+        access_token: from the settings, with or without a NAME_FILE.
+        token_file: the file that the NAME_FILE setting names, if that is where `access_token` is from.
+        env_file: the `.env` file in use; a token line that changes there counts, one that was there does not: the
+            settings have it, or have something stronger.
+        data_dir: the data folder; need not exist.
+        url: asked when no other place has a usable token.
+        wall_ns: UTC wall clock in ns.
+        monotonic_s: monotonic clock in s.
+
+    Attributes:
+        given: what was given last, None before; by the URL with the time of asking.
+    """
+
+    def __init__(
+        self,
+        *,
+        access_token: str | None = None,
+        token_file: Path | None = None,
+        env_file: Path | None = None,
+        data_dir: Path | None = None,
+        url: TokenSource | None = None,
+        wall_ns: Callable[[], int] = time.time_ns,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.given: Found | None = None
+        self._wall_ns = wall_ns
+        self._monotonic_s = monotonic_s
+        self._url = url
+        self._url_asked_s = -_URL_PAUSE_S
+        self._url_found: str | None = None
+        self._refused: dict[str, float] = {}
+        self._others = False
+        self._settings: Found | None = None
+        if access_token is not None:
+            token = access_token.strip()
+            claims = read_claims(token)
+            made_ns = claims.issued_ns if claims is not None else None
+            self._settings = Found(
+                token=token, origin=Origin.SETTINGS, placed_ns=wall_ns() if made_ns is None else made_ns
+            )
+        self._places = [
+            Place(path, origin, read, known)
+            for path, origin, read, known in (
+                (token_file, Origin.FILE, read_token, access_token and access_token.strip()),
+                (env_file, Origin.ENV_FILE, read_env_token, None),
+                (data_dir and data_dir / STORED_NAME, Origin.STORED, read_token, None),
+            )
+            if path is not None
+        ]
+        self._looking = threading.Lock()  # a look that was cancelled goes on in its thread
+
+    @classmethod
+    def of(
+        cls, settings: Settings, session: aiohttp.ClientSession, *, wall_ns: Callable[[], int] = time.time_ns
+    ) -> Self:
+        """Return the tokens of the places that the settings name, and of the data folder."""
+        upstox = settings.upstox
+        return cls(
+            access_token=upstox.access_token.get_secret_value() if upstox.access_token is not None else None,
+            token_file=upstox.token_file,
+            env_file=upstox.env_file,
+            data_dir=settings.data_dir,
+            url=TokenUrl(upstox.token_url, session) if upstox.token_url is not None else None,
+            wall_ns=wall_ns,
+        )
+
+    @property
+    def static(self) -> bool:
+        """Whether what was given last is from the settings or their files, and no other place has anything to try."""
+        return self.given is not None and self.given.origin in _STATIC and not self._others
+
+    async def look(self) -> tuple[Found, ...]:
+        """Return what the settings and the files have now, each token once, the one put in place last first."""
+        return await asyncio.to_thread(self._look)
+
+    async def token(self) -> str:
+        """Return the token to try now.
+
+        Raises:
+            FeedUnavailable: the URL has none, or nothing has.
+            TokenRefused: the only one is none that HTTP can carry.
+        """
+        found = await self.look()
+        usable = [one for one in found if not self._is_spent(one)]
+        self._others = len(usable) > 1 or self._url is not None
+        if usable:
+            self.given = usable[0]
+        elif self._url is not None:
+            self.given = Found(token=await self._ask(), origin=Origin.URL, placed_ns=self._wall_ns())
+        elif found:
+            self.given = min(found, key=lambda one: (self._has_expired(one), self._refused.get(one.token, 0.0)))
+        elif self._settings is not None:
+            return await StaticToken(self._settings.token).token()
+        else:
+            raise FeedUnavailable("there is no token; `tickvault login` or `tickvault token set` puts one in place")
+        return self.given.token
+
+    async def wait_changed(self, refused: str, timeout_s: float) -> None:
+        """Return as soon as a place has another token than those refused, at the latest after `timeout_s` seconds."""
+        self._refused.pop(refused, None)
+        self._refused[refused] = self._monotonic_s()
+        while len(self._refused) > _REMEMBERED:
+            del self._refused[next(iter(self._refused))]
+        async with asyncio.TaskGroup() as group:
+            waits = [group.create_task(self._files_changed(), name="tokens:files")]
+            if self._url is not None:
+                waits.append(group.create_task(self._url_changed(), name="tokens:url"))
+            await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in waits:
+                task.cancel()
+
+    async def _files_changed(self) -> None:
+        while True:
+            if any(not self._is_spent(one) for one in await self.look()):
+                return
+            await asyncio.sleep(_LOOK_S)
+
+    async def _url_changed(self) -> None:
+        while True:
+            await asyncio.sleep(max(0.0, self._url_asked_s + _URL_PAUSE_S - self._monotonic_s()))
+            with contextlib.suppress(FeedUnavailable):
+                token = await self._ask()
+                if token not in self._refused:
+                    self._url_found = token
+                    return
+
+    async def _ask(self) -> str:
+        """Return the URL's answer; what a wait has just learned counts as the next one."""
+        assert self._url is not None
+        if self._url_found is not None:
+            token, self._url_found = self._url_found, None
+            return token
+        self._url_asked_s = self._monotonic_s()
+        return await self._url.token()
+
+    def _look(self) -> tuple[Found, ...]:
+        with self._looking:
+            found = [one for place in self._places if (one := place.look(self._wall_ns())) is not None]
+        if self._settings is not None and is_formed(self._settings.token):
+            found.append(self._settings)
+        found.sort(key=lambda one: one.placed_ns, reverse=True)
+        first = {one.token: one for one in reversed(found)}
+        return tuple(one for one in found if first[one.token] is one)
+
+    def _is_spent(self, one: Found) -> bool:
+        return one.token in self._refused or self._has_expired(one)
+
+    def _has_expired(self, one: Found) -> bool:
+        claims = read_claims(one.token)
+        return claims is not None and claims.expires_ns is not None and claims.expires_ns <= self._wall_ns()
