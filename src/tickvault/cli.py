@@ -26,8 +26,9 @@ import structlog
 import typer
 import typer.core
 
-from tickvault import __version__, day_commands, logs, render, snapshots, survey
+from tickvault import __version__, day_commands, logs, render, snapshots, survey, token_commands
 from tickvault.batching import IST
+from tickvault.brokers.upstox.token_files import stored_token
 from tickvault.datafolder import holder, recorded
 from tickvault.errors import ConfigurationError, Refused, TickvaultError, TokenRefused
 from tickvault.pipeline import Outcome, Recorder, rewind
@@ -58,6 +59,9 @@ app = typer.Typer(
 )
 journal_app = typer.Typer(help="Look into the journal; also while a recorder runs.")
 app.add_typer(journal_app, name="journal")
+app.add_typer(token_commands.app, name="token")
+app.command()(token_commands.login)
+app.command()(token_commands.probe)
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Data folder; default TICKVAULT_DATA_DIR.", show_default=False)
@@ -102,7 +106,7 @@ def run(
     Ctrl-C or SIGTERM: stop receiving, deliver what is there, say what remains. A second one ends it at once.
     """
     settings = _settings(data_dir, config, env_file)
-    require_recordable(settings)
+    require_recordable(settings, has_stored_token=stored_token(settings.data_dir) is not None)
     _configure_logs(settings, watched=sys.stderr.isatty())
     for warning in (*settings.warnings, *check_plaintext(settings, _resolve)):
         _log.warning("settings.warning", text=warning)
@@ -381,7 +385,8 @@ def _fail(text: str, code: int) -> int:
 
 def _command() -> str:
     """Return the command that was typed and a blank, if it is one."""
-    names = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback} | {"journal"}
+    names = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
+    names |= {str(info.name) for info in app.registered_groups}
     typed = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     return f"{typed} " if typed in names else ""
 
@@ -395,6 +400,7 @@ def _configure_logs(settings: Settings, *, watched: bool) -> None:
     influx, notify, http = settings.influx, settings.notify, settings.http
     secrets = [
         settings.upstox.access_token,
+        settings.upstox.client_secret,
         influx.token if influx else None,
         influx.password if influx else None,
         notify.secret if notify else None,
@@ -404,7 +410,11 @@ def _configure_logs(settings: Settings, *, watched: bool) -> None:
         level=settings.log_level,
         form=settings.log_format,
         file=settings.log_file,
-        secrets=[*(secret.get_secret_value() for secret in secrets if secret is not None), *_secrets_in_urls(settings)],
+        secrets=[
+            *(secret.get_secret_value() for secret in secrets if secret is not None),
+            *_secrets_in_urls(settings),
+            stored_token(settings.data_dir) or "",
+        ],
         watched=watched,
     )
 
