@@ -18,6 +18,7 @@ from aiohttp import WSMsgType, web
 from aiohttp.test_utils import TestServer, unused_port
 from structlog.testing import capture_logs
 
+from tickvault.brokers.upstox import tokens
 from tickvault.brokers.upstox.api import UpstoxApi
 from tickvault.brokers.upstox.feed import Feed, FeedState, Patience
 from tickvault.brokers.upstox.plan import RateLimit
@@ -347,10 +348,11 @@ async def test_refused_handshake(make_feed: MakeFeed, inbox: MemoryInbox, broker
     with capture_logs() as logs:
         async with running(feed):
             await until(lambda: feed.state is FeedState.LIVE)
-    assert [(fact["conn"], fact["reason"], fact["detail"]) for fact in inbox.facts("failed")] == [
+    assert [(fact["conn"], fact["reason"], fact["detail"].split(" although")[0]) for fact in inbox.facts("failed")] == [
         (1, "refused", "the feed refuses the connection: HTTP 403"),
         (1, "rate_limited", "the feed refuses the connection: HTTP 429"),
     ]
+    assert "`tickvault login`" in inbox.facts("failed")[0]["detail"]
     assert len(broker.tokens) == 5
     assert feed.conn == 1
     assert "very-secret" not in repr(logs)
@@ -397,16 +399,22 @@ async def test_token_refused_later_is_waited_for(make_feed: MakeFeed, inbox: Mem
 
 
 async def test_token_url_is_asked_at_every_attempt(
-    make_feed: MakeFeed, inbox: MemoryInbox, broker: Broker, session: aiohttp.ClientSession
+    make_feed: MakeFeed,
+    inbox: MemoryInbox,
+    broker: Broker,
+    session: aiohttp.ClientSession,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A refused token is not sent again while fresh; a new one is tried at once."""
+    monkeypatch.setattr(tokens, "_URL_PAUSE_S", 0.02)
     broker.authorizing = [lambda: web.Response(status=401)]
     broker.token_url_answers = ["old", "old", "old", "", "new"]
-    feed = make_feed(tokens=TokenUrl(f"{broker.url}token", session), patience=quick())
+    url = TokenUrl(f"{broker.url}token", session)
+    feed = make_feed(tokens=tokens.Tokens(url=url), patience=quick())
     async with running(feed):
         await until(lambda: feed.state is FeedState.LIVE)
     assert broker.tokens == ["Bearer old", "Bearer new"]
-    assert [fact["reason"] for fact in inbox.facts("failed")] == ["token_rejected", "unreachable"]
+    assert [fact["reason"] for fact in inbox.facts("failed")] == ["token_rejected"]
 
 
 async def test_pause_that_the_broker_asks_for(make_feed: MakeFeed, broker: Broker) -> None:

@@ -20,7 +20,7 @@ import structlog
 from aiohttp import WSMsgType
 
 from tickvault.brokers.upstox.dial import CLOSE_S
-from tickvault.brokers.upstox.events import Due, Opened, Plain
+from tickvault.brokers.upstox.events import Degraded, Due, Opened, Plain
 from tickvault.brokers.upstox.observe import RawFrame, Sight
 from tickvault.brokers.upstox.plan import MAX_KEYS, Method, chunks, excess, new_guid, request_bytes
 from tickvault.brokers.upstox.session import SessionPatience
@@ -55,7 +55,9 @@ class Patience(SessionPatience):
         connect_s: for the WebSocket handshake.
         definitions_s: for `before_subscribe`; then it subscribes without.
         send_s: for one request to leave.
-        refused_token_s: before a token that was refused is tried again; another one is tried at once.
+        refused_token_s: before a token that was refused is tried again, because the broker may have been wrong;
+            another one is tried at once.
+        renewal_s: between two looks for another token before the session.
         tick_s: the reader looks up from an idle connection this often.
         observe_s: frames are observed in groups of so much time.
     """
@@ -63,7 +65,8 @@ class Patience(SessionPatience):
     connect_s: float = 10.0
     definitions_s: float = 5.0
     send_s: float = 10.0
-    refused_token_s: float = 15.0
+    refused_token_s: float = 300.0
+    renewal_s: float = 30.0
     tick_s: float = 0.5
     observe_s: float = 0.25
 
@@ -166,6 +169,10 @@ class Connection:
             for task in (subscriber, amender, controller, farewell):
                 task.cancel()
         return end
+
+    def leave(self, reason: str, detail: str) -> None:
+        """Have the session close this connection, if it is live, for another one."""
+        self._tell(Degraded(reason, detail))
 
     async def aclose(self) -> None:
         """Give the connection up, at once."""

@@ -17,6 +17,12 @@ MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024  # the largest seen has 160 kB; 2,00
 DEFLATE_WINDOW_BITS: Final = 15
 CLOSE_S: Final = 0.5  # for a connection that is given up; a polite end has taken place before
 
+# The broker has published no cause. What users have reported:
+_FORBIDDEN: Final = (
+    " although the token is authorized; it may pass by itself, and we go on trying. If not: close other connections of "
+    "the account (two are allowed), or try a daily token (`tickvault login`) in place of an Analytics token"
+)
+
 
 async def connect(session: aiohttp.ClientSession, uri: str, timeout_s: float) -> aiohttp.ClientWebSocketResponse:
     """Return the WebSocket at an authorized address, which opens once.
@@ -40,6 +46,7 @@ async def connect(session: aiohttp.ClientSession, uri: str, timeout_s: float) ->
     except aiohttp.WSServerHandshakeError as exc:
         reason = Failure.RATE_LIMITED if exc.status == 429 else Failure.REFUSED
         # Without its cause, whose text has the authorized address.
-        raise BrokerUnavailable(f"the feed refuses the connection: HTTP {exc.status}", reason=reason) from None
+        known = _FORBIDDEN if exc.status in (401, 403) else ""
+        raise BrokerUnavailable(f"the feed refuses the connection: HTTP {exc.status}{known}", reason=reason) from None
     except (aiohttp.ClientError, OSError, TimeoutError) as exc:
         raise BrokerUnavailable(f"the feed cannot be reached: {describe(exc)}", reason=Failure.UNREACHABLE) from exc

@@ -59,7 +59,7 @@ class Silent:
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
-    """So much is missing that one new connection is worth the try."""
+    """One new connection is worth the try: so much is missing, or there is another token."""
 
     reason: str
     detail: str

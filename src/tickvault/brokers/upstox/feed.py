@@ -3,6 +3,7 @@
 Laws:
     What was read is in the inbox when `run` ends (connection.py); only a cancelled `run` cuts the reader short.
     Every attempt asks for the token, authorizes and connects anew; an authorized address opens once.
+    A token that was refused is tried again only after a long while; another one at once.
     What to do next, and when, is the session's to say (session.py); here it is done.
 """
 
@@ -23,9 +24,10 @@ from tickvault.brokers.upstox.dial import connect
 from tickvault.brokers.upstox.events import Due, Event, Failed, Plain
 from tickvault.brokers.upstox.phases import Calendar
 from tickvault.brokers.upstox.plan import RateLimit, chunks
+from tickvault.brokers.upstox.renewal import is_renewal_time
 from tickvault.brokers.upstox.session import Session
 from tickvault.brokers.upstox.supervision import Supervision
-from tickvault.brokers.upstox.tokens import StaticToken, TokenSource
+from tickvault.brokers.upstox.tokens import TokenSource, is_static, wait_changed
 from tickvault.brokers.upstox.transitions import Do, State
 from tickvault.brokers.upstox.watch import Watch
 from tickvault.errors import FeedUnavailable, TokenRefused
@@ -131,7 +133,8 @@ class Feed:
         self._opened = 0
         self._open: Connection | None = None
         self._patience = patience or Patience()
-        self._session = Session(rate=rate or RateLimit(), random=self._random, patience=self._patience)
+        self._rate = rate or RateLimit()
+        self._session = Session(rate=self._rate, random=self._random, patience=self._patience)
         self._watch = Watch(calendar, watching, baseline, socket)
         self._supervision = Supervision(self._watch, accounts)
         self._refused = _Refused()
@@ -140,6 +143,9 @@ class Feed:
         self._hopeless: TokenRefused | None = None
         self._wanted: tuple[Subscription, ...] = ()
         self._token = self._uri = ""  # of the attempt under way
+        self._used = ""  # the token that was authorized last
+        self._told: set[str] = set()  # tokens whose refusal was told since a connection was open
+        self._wants_token = False  # whether another token would end the pause
 
     @property
     def state(self) -> State:
@@ -222,14 +228,24 @@ class Feed:
             return Plain.STOP if outcome is None else outcome
         await self._note_failure(outcome)
         first, self._first = self._first, False
-        if first and isinstance(outcome, TokenRefused) and isinstance(self._tokens, StaticToken):
+        if first and isinstance(outcome, TokenRefused) and is_static(self._tokens):
             self._hopeless = outcome
             return Plain.HOPELESS
-        return Failed((outcome.retry_after_s or 0.0) if isinstance(outcome, FeedUnavailable) else 0.0)
+        if isinstance(outcome, TokenRefused):
+            self._wants_token = True
+            return Failed(self._patience.refused_token_s)
+        return Failed(outcome.retry_after_s or 0.0)
 
-    async def _pause(self) -> Due:
-        await asyncio.sleep((self._session.timer_s or 0.0) - self._monotonic_s())
-        return Due()
+    async def _pause(self) -> Due | Plain:
+        rest_s = max(0.0, (self._session.timer_s or 0.0) - self._monotonic_s())
+        if not self._wants_token:
+            await asyncio.sleep(rest_s)
+            return Due()
+        await wait_changed(self._tokens, self._refused.token or "", rest_s)
+        if self._monotonic_s() >= (self._session.timer_s or 0.0):
+            return Due()
+        self._wants_token = False  # it is there; what is waited for now is the rate limit
+        return Plain.RENEWED
 
     async def _attempt(self, do: Do) -> Plain | Connection | TokenRefused | FeedUnavailable:
         """Do one step of an attempt, or return why not; the last await is the one that opens, so nothing is left over."""
@@ -276,7 +292,9 @@ class Feed:
 
     async def _prepare(self) -> None:
         self._wanted = await self._subscriptions()
+        self._wants_token = True
         self._token = await self._tokens.token()
+        self._wants_token = False
         again_s = self._refused.at_s + self._patience.refused_token_s
         if self._token == self._refused.token and self._monotonic_s() < again_s:
             raise TokenRefused(self._refused.words)
@@ -287,6 +305,7 @@ class Feed:
         except TokenRefused as exc:
             self._refused = _Refused(self._token, self._monotonic_s(), str(exc))
             raise
+        self._used = self._token
 
     async def _note_failure(self, exc: TokenRefused | FeedUnavailable) -> None:
         if isinstance(exc, TokenRefused):
@@ -294,7 +313,8 @@ class Feed:
         else:
             reason = exc.reason if isinstance(exc, BrokerUnavailable) else Failure.UNREACHABLE
         self.last_error = str(exc)
-        if (reason, self.last_error) == self._failed:
+        is_news = self._is_news(reason)
+        if (reason, self.last_error) == self._failed and not is_news:
             return  # an outage of a night is one fact, not a thousand
         self._failed = (reason, self.last_error)
         conn = self._next_conn()
@@ -302,17 +322,28 @@ class Feed:
         body = {"conn": conn, "state": "failed", "reason": reason.value, "detail": self.last_error}
         await self._inbox.fact("conn", {**body, **self._of_socket})
 
+    def _is_news(self, reason: Failure) -> bool:
+        """Whether the failure is the refusal of a token that was not told of yet."""
+        if reason is not Failure.TOKEN_REJECTED or self._refused.token is None or self._refused.token in self._told:
+            return False
+        self._told.add(self._refused.token)
+        return True
+
     async def _hold(self, connection: Connection, stopping: asyncio.Event) -> None:
         """Let the connection run to its end; write down its beginning and its end."""
         self.reconnects, self._opened = self._opened, self._opened + 1
         self.conn, self._upcoming, self._open = connection.number, None, connection
         self._failed = None
+        self._told.clear()
         deflate = bool(connection.ws.compress)
         try:
             body = {"conn": self.conn, "state": "open", "deflate": deflate, **self._of_socket}
             await self._inbox.fact("conn", body)
             log.info("feed.open", conn=self.conn, deflate=deflate, keys=len(connection.subscriptions))
-            end = await connection.run(stopping)
+            async with asyncio.TaskGroup() as group:
+                renewal = group.create_task(self._renew(connection), name="feed:renewal")
+                end = await connection.run(stopping)
+                renewal.cancel()
         finally:
             self._open = None
             self._supervision.disconnected()
@@ -324,6 +355,31 @@ class Feed:
         ending = {"code": end.code, "reason": end.reason, "detail": end.detail}
         (log.info if stopping.is_set() else log.warning)("feed.closed", conn=self.conn, **ending)
         await self._inbox.fact("conn", {"conn": self.conn, "state": "closed", **ending, **self._of_socket})
+
+    async def _renew(self, connection: Connection) -> None:
+        """Before the session, leave a connection as soon as there is another token that the broker accepts."""
+        while True:
+            await asyncio.sleep(self._patience.renewal_s)
+            if is_renewal_time(self._clock_ns()) and await self._has_renewed():
+                connection.leave("renewed", "moves onto another token")
+
+    async def _has_renewed(self) -> bool:
+        token = ""
+        try:
+            token = await self._tokens.token()
+            now_s = self._monotonic_s()
+            if token in (self._used, self._refused.token) or self._rate.delay_s(now_s) > 0:
+                return False
+            self._rate.note(now_s)
+            await self._api.authorize(token)
+        except FeedUnavailable:
+            return False
+        except TokenRefused as exc:
+            log.warning("feed.renewal_refused", conn=self.conn, error=str(exc))
+            self._refused = _Refused(token, self._monotonic_s(), str(exc))
+            await wait_changed(self._tokens, token, 0.0)  # it is passed over from now on
+            return False
+        return True
 
     def _note_live(self) -> None:
         self.last_error = None

@@ -45,7 +45,9 @@ class Signal(StrEnum):
     QUIET = "quiet"  # they do not, and nothing is due: the market is closed or pauses
     UNSERVED = "unserved"  # they do not, and should
     SILENT = "silent"  # they did, and no longer do
-    DEGRADED = "degraded"  # they do, but so little that one new connection is worth the try
+    DEGRADED = (
+        "degraded"  # they do, but one new connection is worth the try: so little comes, or there is another token
+    )
     PING_DUE = "ping_due"
     DEAD = "dead"  # no answer to a ping
     CLOSED = "closed"
