@@ -8,11 +8,8 @@ plain-text rule. No row holds a secret; every row that fails ends with the next 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import datetime as dt
 import email.utils
-import json
 import shutil
 import tempfile
 import time
@@ -27,12 +24,13 @@ from yarl import URL
 
 from tickvault import segments, snapshots, survey
 from tickvault.addresses import bare_url
-from tickvault.batching import IST
 from tickvault.brokers.upstox.api import UpstoxApi
 from tickvault.brokers.upstox.instruments import InstrumentList
+from tickvault.brokers.upstox.jwt import can_probably_trade, described, expiry, read_claims, warnings_due
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
 from tickvault.brokers.upstox.plan import excess
-from tickvault.brokers.upstox.tokens import StaticToken, TokenUrl
+from tickvault.brokers.upstox.token_files import Origin, stored_token
+from tickvault.brokers.upstox.tokens import Tokens
 from tickvault.datafolder import DataFolder, holder, nearest, unusable
 from tickvault.errors import ConfigurationError, FeedUnavailable, SinkUnavailable, TickvaultError
 from tickvault.health import ALARMS, FeedHealth
@@ -46,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from types import SimpleNamespace
 
+    from tickvault.brokers.upstox.token_files import Found
     from tickvault.model import Subscription
     from tickvault.settings import InfluxSettings, Settings
 
@@ -184,7 +183,7 @@ class _Checks:
 
     async def settings(self) -> list[Row]:
         """Say what is missing."""
-        require_recordable(self._settings)
+        require_recordable(self._settings, has_stored_token=stored_token(self._settings.data_dir) is not None)
         return [Row(True, "settings", "complete")]
 
     async def plaintext(self, resolve: Callable[[str], Sequence[str]]) -> list[Row]:
@@ -193,20 +192,18 @@ class _Checks:
 
     async def token(self) -> list[Row]:
         """Get the token as a recorder would, and say what can be read off it."""
-        upstox = self._settings.upstox
-        if upstox.access_token is not None:
-            self._token = await StaticToken(upstox.access_token.get_secret_value()).token()
-            source = "from the settings"
-        elif upstox.token_url is not None:
-            try:
-                self._token = await TokenUrl(upstox.token_url, self._session).token()
-            except FeedUnavailable as exc:
-                raise _hinted(exc, "see what listens at UPSTOX_TOKEN_URL") from exc
-            source = f"from {bare_url(upstox.token_url)}"
-        else:
-            return []  # the settings' row says so
+        tokens, url = Tokens.of(self._settings, self._session), self._settings.upstox.token_url
+        try:
+            self._token = await tokens.token()
+        except FeedUnavailable as exc:
+            if url is None:
+                return []  # the settings' row says so
+            raise _hinted(exc, "see what listens at UPSTOX_TOKEN_URL") from exc
+        assert tokens.given is not None
+        place = bare_url(url) if url is not None and tokens.given.origin is Origin.URL else tokens.given.origin.value
+        source = f"from {place}"
         d30 = sum(one.mode is Mode.FULL_D30 for one in self._settings.subscriptions)
-        return [_token_row(self._token, source, self._wall_s(), d30)]
+        return [_token_row(tokens.given, source, int(self._wall_s() * 1e9), d30)]
 
     async def authorize(self) -> list[Row]:
         """Ask the broker, once, for permission to open the feed."""
@@ -385,55 +382,23 @@ def _hinted(exc: TickvaultError, step: str) -> TickvaultError:
     return TickvaultError(f"{exc}; {step}")
 
 
-def _token_row(token: str, source: str, now_s: float, d30_keys: int) -> Row:
+def _token_row(given: Found, source: str, now_ns: int, d30_keys: int) -> Row:
     """Say of a token what its claims tell: they are not verified, that is the broker's."""
-    claims = _claims(token)
-    if claims is None:
-        return Row(True, "token", f"{source}; not a JWT, so its expiry cannot be read")
-    parts = [f"a JWT {source}"]
-    plus = claims.get("isPlusPlan")
-    if isinstance(plus, bool):
-        parts.append("Plus plan" if plus else "no Plus plan")
-    left_s, shown = _expiry(claims.get("exp"), now_s)
-    parts.append(shown)
-    if left_s is not None and left_s <= 0:
-        return Row(False, "token", f"{', '.join(parts)}; make a new token and set it")
-    if plus is False and d30_keys:
-        return Row(
-            False,
-            "token",
-            f"{', '.join(parts)}; the broker ignores {d30_keys:,} keys in full_d30 without Plus: use full",
-        )
-    return Row(True, "token", ", ".join(parts))
-
-
-def _claims(token: str) -> Mapping[str, object] | None:
-    """Return a JWT's payload; None for anything else."""
-    parts = token.split(".")
-    if len(parts) != 3:  # header, payload, signature
-        return None
-    try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (ValueError, RecursionError):
-        return None
-    return claims if isinstance(claims, dict) else None
-
-
-def _expiry(exp: object, now_s: float) -> tuple[float | None, str]:
-    """Return the seconds left, None when unknown, and words for them."""
-    if isinstance(exp, bool) or not isinstance(exp, (int, float)):
-        return None, "no expiry in it"
-    try:
-        at = dt.datetime.fromtimestamp(exp, IST)
-    except (ValueError, OverflowError, OSError):
-        return None, "no readable expiry in it"
-    left_s = exp - now_s
-    days, hours = divmod(abs(left_s) / 3600, 24)
-    span = f"{days:.0f} days" if days else f"{hours:.1f} h"
-    return (
-        left_s,
-        f"{'valid until' if left_s > 0 else 'expired at'} {at:%Y-%m-%d %H:%M} IST ({span}{'' if left_s > 0 else ' ago'})",
-    )
+    claims = read_claims(given.token)
+    obtained_ns = given.placed_ns if given.origin is Origin.STORED else None
+    found = f"{source}; {described(given.token, now_ns, obtained_ns=obtained_ns)}"
+    end = expiry(claims, obtained_ns=obtained_ns)
+    if end is not None and end.known and end.at_ns <= now_ns:
+        return Row(False, "token", f"{found}; make a new token and set it")
+    if claims is not None and claims.plus is False and d30_keys:
+        step = f"the broker ignores {d30_keys:,} keys in full_d30 without Plus: use full"
+        return Row(False, "token", f"{found}; {step}")
+    made_ns = claims.issued_ns if claims is not None else None
+    if end is not None and (due := warnings_due(end.at_ns, now_ns, None, issued_ns=made_ns)):
+        found += f"; less than {due[0].value} left: make a new one in time"
+    if can_probably_trade(claims):
+        found += "; whoever gets hold of it can probably place orders, which an Analytics token does not allow"
+    return Row(True, "token", found)
 
 
 def _master_row(

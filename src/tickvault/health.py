@@ -158,6 +158,7 @@ class FeedHealth:
         last_frame_age_s: seconds since the last message; None before the first.
         queued: messages that wait for the journal; `queue_waits` counts how often reading had to wait for it.
         held_s: seconds that reading has stood still.
+        token: kind, plan and expiry of the access token, in words; `token_expires_s` its end, UTC.
     """
 
     state: str
@@ -171,6 +172,8 @@ class FeedHealth:
     last_error: str | None
     keys: KeysHealth
     market: MarketHealth
+    token: str | None = None
+    token_expires_s: float | None = None
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> FeedHealth:

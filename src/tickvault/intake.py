@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tickvault.model import Gap
     from tickvault.state import State
 
-__all__ = ["Intake", "Progress", "commit", "gap_notices"]
+__all__ = ["Intake", "Progress", "commit", "gap_notices", "token_notices"]
 
 _log: Final = structlog.get_logger(__name__)
 _ALIVE_S: Final = 1.0  # a second without a frame commits a heartbeat
@@ -179,12 +179,13 @@ class Intake:
 def commit(journal: Journal, state: State, items: Sequence[Received | Fact]) -> Committed:
     """Append to the journal and bring the gap ledger and its events up to date; in the journal's thread."""
     committed = journal.append(items)
-    if committed.gaps:
-        notices = gap_notices(
-            committed.gaps, known=state.gaps(), recorder_id=journal.recorder_id, seq=committed.last_seq
-        )
+    recorder_id, seq = journal.recorder_id, committed.last_seq
+    of_tokens = token_notices((one for one in items if isinstance(one, Fact)), recorder_id=recorder_id, seq=seq)
+    if committed.gaps or of_tokens:
+        notices = gap_notices(committed.gaps, known=state.gaps(), recorder_id=recorder_id, seq=seq)
+        now_ns = max(*(_time_of(gap) for gap in committed.gaps), *(one.from_ns for one in of_tokens), 0)
         try:
-            state.put_gaps(committed.gaps, notices=notices, now_ns=max(_time_of(gap) for gap in committed.gaps))
+            state.put_gaps(committed.gaps, notices=[*notices, *of_tokens], now_ns=now_ns)
         except JournalFull as exc:
             # The items are journalled and must not be again; the next start folds the ledger from them.
             _log.warning("gaps.unwritten", error=str(exc))
@@ -216,6 +217,36 @@ def gap_notices(gaps: Sequence[Gap], *, known: Iterable[Gap], recorder_id: str, 
                 to_ns=_time_of(gap),
                 message=f"{gap.scope} gap: {gap.reason}" + (f" ({gap.detail})" if gap.detail else ""),
                 id=str(uuid.uuid5(uuid.NAMESPACE_OID, name)),
+            )
+        )
+    return notices
+
+
+def token_notices(facts: Iterable[Fact], *, recorder_id: str, seq: int) -> list[Notice]:
+    """Return the webhook events of what is journalled of tokens; a warning that comes again after a restart is the same."""
+    notices = []
+    for fact in facts:
+        body, at_ns = fact.body, fact.at_ns or 0
+        match fact.kind, body.get("state"), body.get("reason"):
+            case "conn", "failed", "token_rejected":
+                event, name, to_ns = "token.rejected", str(at_ns), at_ns
+                message = f"{body.get('detail')}; nothing is recorded until there is another: `tickvault token set`"
+            case "token", "expiring", _:
+                event, name = "token.expiring", f"{body.get('expires_ns')}:{body.get('mark')}"
+                to_ns = int(str(body.get("expires_ns")))
+                message = f"the access token ends at {body.get('ends')}; put a new one in place: `tickvault token set`"
+            case _:
+                continue
+        notices.append(
+            Notice(
+                event=event,
+                sink="",
+                high_water_seq=seq,
+                rows=0,
+                from_ns=at_ns,
+                to_ns=to_ns,
+                message=message,
+                id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{recorder_id}:{event}:{name}")),
             )
         )
     return notices

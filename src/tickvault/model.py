@@ -177,7 +177,7 @@ class Event:
     """One journalled fact. It takes effect before frame `after_seq + 1`.
 
     Attributes:
-        kind: start, stop, alive, conn, sub, defs, calendar, watch, clock_step, stalled, lost, disk_full or
+        kind: start, stop, alive, conn, sub, token, defs, calendar, watch, clock_step, stalled, lost, disk_full or
             cursor_moved.
         at_ns: UTC wall clock in ns.
         boot_ns: time since boot in ns (runs on while the machine sleeps).

@@ -25,7 +25,7 @@ from tickvault.brokers.upstox.closing import is_over
 from tickvault.brokers.upstox.feed import Feed
 from tickvault.brokers.upstox.instruments import InstrumentList
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
-from tickvault.brokers.upstox.tokens import StaticToken, TokenUrl
+from tickvault.brokers.upstox.tokens import Tokens
 from tickvault.datafolder import DataFolder, recorded
 from tickvault.delivery import Delivery
 from tickvault.errors import FeedUnavailable, JournalFull, Refused
@@ -38,6 +38,7 @@ from tickvault.rewind import Cursors
 from tickvault.sinks.influx import InfluxSink
 from tickvault.sinks.parquet import ParquetSink, ParquetStore
 from tickvault.state import State
+from tickvault.tokenwatch import TokenWatch
 from tickvault.web.status import StatusServer
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Recorder:
         self._rng = random.Random()  # noqa: S311 - jitter, not a secret
         self._started_s = time.monotonic()
         self._feed: Feed | None = None
+        self._token: TokenWatch | None = None
         self._intake: Intake | None = None
         self._deliveries: list[Delivery] = []
         self._until_close = False
@@ -164,14 +166,17 @@ class Recorder:
         """Receive and journal until told to stop; return what ended it before."""
         failure: Exception | None = None
         usual = await asyncio.to_thread(BaselineFile, stage.folder.path / "baseline.json")
-        feed, definitions, calendar = self._open_feed(stage, usual.baseline)
-        self._feed = feed
+        tokens = Tokens.of(self._settings, stage.session, wall_ns=self._wall_ns)
+        feed, definitions, calendar = self._open_feed(stage, tokens, usual.baseline)
+        watch = TokenWatch(tokens, wall_ns=self._wall_ns, fact=stage.intake.fact)
+        self._feed, self._token = feed, watch
         async with asyncio.TaskGroup() as group:
             group.create_task(
                 stage.intake.record(stage.journal, stage.state, stage.executor, stage.progress), name="record"
             )
             keepers = [
                 group.create_task(definitions.keep(), name="definitions"),
+                group.create_task(watch.keep(), name="token"),
                 group.create_task(calendar.keep(), name="calendar"),
                 group.create_task(usual.keep(), name="baseline"),
             ]
@@ -205,7 +210,9 @@ class Recorder:
                 stopping.set()
                 return
 
-    def _open_feed(self, stage: _Stage, baseline: Baseline) -> tuple[Feed, _Definitions, _CalendarKeeper]:
+    def _open_feed(
+        self, stage: _Stage, tokens: Tokens, baseline: Baseline
+    ) -> tuple[Feed, _Definitions, _CalendarKeeper]:
         upstox = self._settings.upstox
         listed = self._settings.subscriptions
         if self._settings.instruments_list_url is not None:
@@ -217,11 +224,6 @@ class Recorder:
             async def subscriptions() -> tuple[Subscription, ...]:
                 return listed
 
-        if upstox.access_token is not None:
-            tokens: StaticToken | TokenUrl = StaticToken(upstox.access_token.get_secret_value())
-        else:
-            assert upstox.token_url is not None
-            tokens = TokenUrl(upstox.token_url, stage.session)
         master = None
         if upstox.instruments_url is not None:
             master = InstrumentList(url=upstox.instruments_url, cache_dir=stage.folder.path, session=stage.session)
@@ -304,10 +306,11 @@ class Recorder:
         _log.info("status.serving", url=f"http://{address}/")
 
     def _feed_health(self) -> FeedHealth | None:
-        feed, intake = self._feed, self._intake
-        if feed is None or intake is None:
+        feed, intake, token = self._feed, self._intake, self._token
+        if feed is None or intake is None or token is None:
             return None
-        return snapshots.feed_health((feed,), intake, now_s=time.monotonic())
+        told = snapshots.feed_health((feed,), intake, now_s=time.monotonic())
+        return replace(told, token=token.shown, token_expires_s=token.expires_s)
 
     def _outcome(self, journalled: int, state: State, last_seq: int) -> Outcome:
         cursors = [cursor for cursor in state.cursors() if cursor.sink in self._settings.sinks]
@@ -380,7 +383,7 @@ class _CalendarKeeper:
     """Keeps the exchanges' calendar, and journals what the ledger does not know of it yet."""
 
     market: MarketCalendar
-    tokens: StaticToken | TokenUrl
+    tokens: Tokens
     stage: _Stage
 
     async def keep(self) -> None:

@@ -105,6 +105,8 @@ def snapshot(one: Snapshot) -> None:
         if feed.last_error:
             pairs.append(("", feed.last_error))
         pairs += [("keys", feed.keys.shown()), ("market", feed.market.shown())]
+        if feed.token:
+            pairs.append(("token", feed.token))
     pairs.append(("journal", f"{one.frames:,} frames, seq {one.first_seq}–{one.last_seq}, {_size(one.bytes)}"))
     pairs.append(("gaps open", ", ".join(one.open_gaps) or "none"))
     pairs.append(("dead letters", f"{one.dead_letters:,}"))

@@ -184,7 +184,10 @@ async def test_the_broker_is_asked_once(tmp_path: Path) -> None:
         ({"exp": 2_000_000_000, "isPlusPlan": True}, True, "Plus plan, valid until 2033-05-18 09:03 IST"),
         ({"exp": 1_000_000_000, "isPlusPlan": True}, False, "expired at 2001-09-09 07:16 IST"),
         ({"isPlusPlan": False}, False, "no Plus plan, no expiry in it; the broker ignores 1 keys in full_d30"),
-        ({"exp": 1e300}, True, "no readable expiry"),
+        ({"exp": 1e300}, True, "no expiry in it"),
+        ({"iat": time.time(), "exp": time.time() + 40_000}, True, "can probably place orders"),
+        ({"iat": time.time(), "exp": time.time() + 365 * 86_400}, True, "an Analytics token, valid until"),
+        ({"iat": 1_000_000_000, "exp": time.time() + 6 * 86_400}, True, "less than 7 days left"),
         ({"exp": True}, True, "no expiry in it"),
     ],
 )

@@ -157,6 +157,8 @@ class _Metrics(Collector):
             yield _gauge("tickvault_queue_frames", "Messages waiting for the journal", feed.queued)
             yield from _of_keys(feed.keys)
             yield from _of_market(feed)
+            if feed.token_expires_s is not None:
+                yield _gauge("tickvault_token_expires_seconds", "When the access token ends, UTC", feed.token_expires_s)
 
 
 def _of_keys(keys: KeysHealth) -> Iterable[Metric]:
@@ -213,6 +215,7 @@ def _render(snapshot: Snapshot) -> str:
         ("recorder", snapshot.recorder_id or "nothing recorded yet"),
         ("feed", f"{feed.state}, connection {feed.conn}, {feed.frames:,} frames" if feed else "no recorder runs"),
         *((("keys", feed.keys.shown()), ("market", feed.market.shown())) if feed else ()),
+        ("token", (feed.token if feed else None) or "none yet"),
         ("journal", f"{snapshot.frames:,} frames, last seq {snapshot.last_seq:,}, {snapshot.bytes / 1e6:,.1f} MB"),
         *((f"sink {name}", f"{one.state}, lag {one.lag_frames:,} frames, {one.lag_s:,.1f} s {one.detail}")
           for name, one in snapshot.sinks.items()),
