@@ -69,6 +69,20 @@ def call(
     )
 
 
+def fed(words: list[str], given: str, environ: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end with something on its stdin."""
+    return subprocess.run(
+        [str(PROGRAM), *words],
+        env={**CLEAN, **environ},
+        cwd=folder,
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 @contextmanager
 def simulator(folder: Path, *words: str) -> Iterator[tuple[str, Running]]:
     """Run `tickvault simulate` and give its address."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
-from programs import CLEAN, PROGRAM, call, environ_for, recorder, simulator, stats
+from programs import call, environ_for, fed, recorder, simulator, stats
 from servers import free_ports, wait_until
 from webhooks import receiver
 
@@ -19,14 +18,6 @@ if TYPE_CHECKING:
 NEW = "simulator-token-2"
 # The broker takes every token back but a new one, and drops the connections.
 ROLL_OVER = '[[steps]]\nat_s = 4\ndo = "rotate_token"\n\n[[steps]]\nat_s = 4.2\ndo = "reset"\n'
-
-
-def fed(words: list[str], given: str, environ: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command with something on its stdin."""
-    return subprocess.run(
-        [str(PROGRAM), *words], env={**CLEAN, **environ}, cwd=folder, input=given, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
 
 
 def gaps(environ: Mapping[str, str], folder: Path) -> str:

@@ -42,6 +42,7 @@ _LIMITS: Final = "Upstox documentation, market data feed V3, limits"
 _PROTO: Final = "Upstox documentation, MarketDataFeed.proto of September 2026"
 _LISTS: Final = "Upstox documentation, instruments"
 _MARKET: Final = "Upstox documentation, market information"
+_LOGIN: Final = "Upstox documentation, authorize and get token"
 _CAPTURE: Final = "published capture of one equity, March 2025"
 _LIVE: Final = "published measurements with 3,500 keys, September 2026"
 _CLIENTS: Final = "open-source clients' bug reports"
@@ -73,6 +74,9 @@ BEHAVIOURS: Final = (
          "subscriptions.COMBINED"),
         ("error-envelope", "errors are a list, every field in both casings, no data", _DOCS, "envelope.error"),
         ("master-list", "fields, types and units of complete.json.gz", _LISTS, "master.master_row"),
+        ("login-dialog", "a login sends the browser back with a code and the caller's state", _LOGIN, "login.Login.dialog"),
+        ("login-code", "a code is good for one exchange, even one that fails", _LOGIN, "login.Login.exchange"),
+        ("login-flat", "the token comes flat, not in the envelope of other answers", _LOGIN, "login.Login.exchange"),
         ("token-401", "a missing or refused token: 401 UDAPI100050", _DOCS, "rest.Rest.authorize"),
         ("holidays", "the year's holidays, or a date's: closed exchanges, and open ones with their hours", _MARKET,
          "bulletin.Bulletin.holidays"),

@@ -28,6 +28,7 @@ from tickvault.simulator.framelog import FrameLog
 from tickvault.simulator.frames import garbage
 from tickvault.simulator.front import Front
 from tickvault.simulator.gate import Conditions, Gate
+from tickvault.simulator.login import Login
 from tickvault.simulator.reading import Script, load_script, timeline
 from tickvault.simulator.rest import FEED_PATH, Rest
 from tickvault.simulator.subscriptions import Subscriptions
@@ -224,7 +225,9 @@ class Simulator:
         settings = self._settings
         front = Front(self._gate, self._conditions, self._rules)
         app = web.Application(middlewares=[front.middleware()])
-        app.add_routes([*self._rest.routes(), *self._bulletin.routes(), web.get(FEED_PATH, self.feed)])
+        app.add_routes(
+            [*self._rest.routes(), *Login(self._gate).routes(), *self._bulletin.routes(), web.get(FEED_PATH, self.feed)]
+        )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
