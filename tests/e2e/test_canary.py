@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from programs import call, recorder, simulator, stats
+from programs import call, fed, recorder, simulator, stats
 from servers import wait_until
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 USER = "someone"
 TOKEN = "Canary-upstox-token"
+STORED_TOKEN = "Canary-stored-token"
+CLIENT_SECRET = "Canary-client-secret"
+AUTH_CODE = "Canary-auth-code"  # of a login: good for one token
 INFLUX_TOKEN = "Canary-influx-token"
 INFLUX_PASSWORD = "Canary-influx-password"
 NOTIFY_SECRET = "Canary-notify-secret"
@@ -49,8 +52,8 @@ def leaks(*texts: str | bytes) -> list[str]:
 
 
 def leaks_in_files(folder: Path) -> list[str]:
-    """Return the files below a folder that hold a secret, in their content or name."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    """Return the files below a folder that hold a secret, in their content or name; not the one that is for a token."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path != folder / "data" / "token"]
     return [
         f"{path.name}: {found}" for path in files if (found := leaks(path.read_bytes(), str(path.relative_to(folder))))
     ]
@@ -61,12 +64,14 @@ class Careless:
 
     Attributes:
         broker: `refuse` the token, or give a `uri` that then refuses the handshake.
+        login: whether a code is exchanged for a token.
         influx, hook: statuses that they answer a POST with.
         seen: (path, what was quoted) of every request.
     """
 
     def __init__(self) -> None:
         self.broker = "refuse"
+        self.login = True
         self.influx = 204
         self.hook = 204
         self.seen: list[tuple[str, str]] = []
@@ -77,6 +82,8 @@ class Careless:
         bare = path.partition("?")[0]
         errors = {"errors": [{"errorCode": "UDAPI100050", "message": quoted}]}
         match method, bare.rpartition("/")[2]:
+            case "POST", "token" if not self.login:
+                return 401, {"errors": [{"errorCode": "UDAPI100057", "message": quoted}]}
             case _, "token":
                 return 200, {"access_token": TOKEN}
             case _, "instruments":
@@ -147,6 +154,9 @@ def secrets(folder: Path, broker: str, other: str, **more: str) -> dict[str, str
     settings = {
         "UPSTOX_ACCESS_TOKEN": TOKEN,
         "UPSTOX_API_URL": broker,
+        "UPSTOX_CLIENT_ID": "app-key",
+        "UPSTOX_CLIENT_SECRET": CLIENT_SECRET,
+        "UPSTOX_REDIRECT_URI": "https://127.0.0.1/callback",
         "UPSTOX_INSTRUMENTS_URL": f"{broker}/market-quote/instruments/exchange/complete.json.gz?key={IN_URL}",
         "TICKVAULT_INSTRUMENTS_URL": secretive(broker, "/instruments"),
         "INFLUX_URL": other,
@@ -268,6 +278,47 @@ def test_an_authorized_address_stays_secret(tmp_path: Path) -> None:
     assert leaks_in_files(tmp_path) == []
 
 
+def test_a_stored_token_stays_where_it_is(tmp_path: Path) -> None:
+    """Stored, refused, waited for, shown, stored anew: only its own file has it, and only its owner can read that."""
+    with careless() as server:
+        environ = secrets(tmp_path, server.url, server.url, UPSTOX_ACCESS_TOKEN="")
+        done = [fed(["token", "set"], f"{STORED_TOKEN}\n", environ, tmp_path)]
+        with recorder(tmp_path, environ) as running:
+            wait_until(lambda: "token_rejected" in running.said(), "the token is refused")
+            seen = observe(environ, tmp_path, running.process.pid)
+            assert running.alive
+            done.append(fed(["token", "set"], f"{STORED_TOKEN}-another\n", environ, tmp_path))
+            wait_until(lambda: running.said().count("token_rejected") == 2, "the other one is refused too")
+            assert running.stop() == 0
+            seen.append(running.said())
+        done += [
+            call(*words, environ=environ, folder=tmp_path) for words in (["token", "show"], ["token", "show", "--json"])
+        ]
+        done.append(fed(["token", "set"], f"{STORED_TOKEN} twice", environ, tmp_path))
+        done.append(call("probe", "--yes", environ=environ, folder=tmp_path))
+        assert f"{STORED_TOKEN}-another" in " ".join(quoted for _, quoted in server.seen)
+    assert [one.returncode for one in done] == [0, 0, 0, 0, 1, 3]
+    assert leaks(*seen, *(one.stdout + one.stderr for one in done)) == []
+    assert leaks_in_files(tmp_path) == []
+    assert ((tmp_path / "data" / "token").stat().st_mode & 0o077) == 0
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_a_login_keeps_its_code_and_secret(tmp_path: Path, succeeds: bool) -> None:
+    """Code, client secret and the token that comes of them go to the broker alone, even when it quotes them."""
+    with careless() as server:
+        server.login = succeeds
+        environ = secrets(tmp_path, server.url, server.url, UPSTOX_ACCESS_TOKEN="")
+        done = fed(["login", "--paste"], AUTH_CODE, environ, tmp_path)
+        wrong = fed(["login", "--paste"], f"https://127.0.0.1/callback?code={AUTH_CODE}&state=x", environ, tmp_path)
+        sent = " ".join(quoted for _, quoted in server.seen)
+        assert AUTH_CODE in sent
+        assert CLIENT_SECRET in sent
+    assert (done.returncode, wrong.returncode) == (0 if succeeds else 1, 1)
+    assert leaks(done.stdout, done.stderr, wrong.stdout, wrong.stderr) == []
+    assert leaks_in_files(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -280,6 +331,8 @@ def test_an_authorized_address_stays_secret(tmp_path: Path) -> None:
         pytest.param({"INFLUX_URL": f"http://{USER}:{IN_URL}@8.8.8.8:8086/{IN_URL}"}, id="store without TLS"),
         pytest.param({"INFLUX_URL": f"ftp://{USER}:{IN_URL}@127.0.0.1"}, id="store by ftp"),
         pytest.param({"INFLUX_TOKEN": f"{INFLUX_TOKEN}\tx"}, id="InfluxDB token with a tab"),
+        pytest.param({"UPSTOX_CLIENT_SECRET_FILE": f"/nowhere/{USER}"}, id="two client secrets"),
+        pytest.param({"UPSTOX_REDIRECT_URI": CLIENT_SECRET}, id="client secret in place of the redirect URI"),
         pytest.param({"INFLUX_PASSWORD_FILE": f"/nowhere/{USER}"}, id="two passwords"),
         pytest.param({"TICKVAULT_NOTIFY_URL": f"127.0.0.1/{IN_URL}"}, id="webhook without scheme"),
         pytest.param({"TICKVAULT_NOTIFY_URL": f"http://{IN_URL}:port/{IN_URL}"}, id="webhook with a wrong port"),

@@ -79,7 +79,7 @@ def _typed(given: Mapping[str, Given], findings: Findings) -> Typed | None:
 
 
 def _complaint(setting: Setting, given: Given, expected: str) -> str:
-    shown = "" if setting.secret or setting.name.endswith("_URL") else f", got {shortened(given.text)}"
+    shown = "" if setting.secret or setting.name.endswith(("_URL", "_URI")) else f", got {shortened(given.text)}"
     default = f", or remove it to get {setting.default}" if setting.default else ", or remove it"
     return f"{given.origin}: {expected}{shown}; correct it{default}"
 
