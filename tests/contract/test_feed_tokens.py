@@ -18,7 +18,7 @@ from tickvault.brokers.upstox.jwt import IST
 from tickvault.brokers.upstox.plan import RateLimit
 from tickvault.brokers.upstox.token_files import store_token
 from tickvault.brokers.upstox.tokens import Tokens, TokenUrl
-from tickvault.errors import TokenRefused
+from tickvault.errors import FeedUnavailable, TokenRefused
 from tickvault.model import Mode, Subscription
 from tickvault.simulator import Simulator, SimulatorSettings
 from tickvault.simulator.script import RotateToken
@@ -202,6 +202,26 @@ async def test_a_stored_token_that_is_refused_is_waited_for(tmp_path: Path, sess
         await asyncio.to_thread(store_token, tmp_path, "good")
         await until(lambda: feed.state is FeedState.LIVE, 5)
         assert len(inbox.of("failed")) == 2
+
+
+async def test_a_token_that_is_put_in_place_ends_the_wait_for_the_url(
+    tmp_path: Path, session: aiohttp.ClientSession
+) -> None:
+    """While no place has a token at all, the pauses grow; a stored one is taken at once."""
+
+    class Down:
+        async def token(self) -> str:
+            raise FeedUnavailable("down")
+
+    async with (
+        Simulator(accepting("good")) as simulator,
+        fed(simulator, session, Tokens(data_dir=tmp_path, url=Down())) as (feed, api, inbox),
+    ):
+        await until(lambda: inbox.of("failed") == [(1, "unreachable")])
+        await asyncio.sleep(4)  # by now it pauses for several seconds
+        await asyncio.to_thread(store_token, tmp_path, "good")
+        await until(lambda: feed.state is FeedState.LIVE, 3)
+        assert api.tried == ["good"]
 
 
 async def test_before_the_session_it_moves_onto_another_token(tmp_path: Path, session: aiohttp.ClientSession) -> None:
