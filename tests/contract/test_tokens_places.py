@@ -161,6 +161,14 @@ async def test_file_and_env_file_count_when_they_change(tmp_path: Path) -> None:
     assert await tokens.token() == "three"
 
 
+async def test_a_placeholder_is_no_token(tmp_path: Path) -> None:
+    """A `.env` that is made from a template while the recorder runs has none yet."""
+    tokens = Tokens(access_token="one", env_file=tmp_path / ".env", data_dir=tmp_path)
+    assert await tokens.token() == "one"
+    (tmp_path / ".env").write_text("ACCESS_TOKEN=your-access-token\n")
+    assert await tokens.token() == "one"
+
+
 async def test_same_size_at_the_same_time_is_seen(tmp_path: Path) -> None:
     """A file rewritten within its clock's step is read again."""
     path = store_token(tmp_path, "aaa")

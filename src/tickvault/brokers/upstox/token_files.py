@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from tickvault.errors import ConfigurationError, Refused
 from tickvault.settings.layers import Findings, read_env_file, read_text
+from tickvault.settings.precedence import is_placeholder
 from tickvault.settings.values import unquoted
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def read_env_token(path: Path) -> str | None:
     except ConfigurationError:
         return None
     for name in ENV_NAMES:
-        if token := _formed(unquoted(values.get(name, ""))):
+        if (token := _formed(unquoted(values.get(name, "")))) and not is_placeholder(token):
             return token
         if (file := unquoted(values.get(f"{name}_FILE", ""))) and (token := read_token(Path(file))):
             return token
