@@ -28,7 +28,7 @@ from tickvault.brokers.upstox.api import UpstoxApi
 from tickvault.brokers.upstox.instruments import InstrumentList
 from tickvault.brokers.upstox.jwt import can_probably_trade, described, expiry, read_claims, warnings_due
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
-from tickvault.brokers.upstox.plan import excess
+from tickvault.brokers.upstox.selector import Selector, Typed
 from tickvault.brokers.upstox.token_files import Origin, stored_token
 from tickvault.brokers.upstox.tokens import Tokens
 from tickvault.datafolder import DataFolder, holder, nearest, unusable
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from types import SimpleNamespace
 
     from tickvault.brokers.upstox.token_files import Found
-    from tickvault.model import Subscription
     from tickvault.settings import InfluxSettings, Settings
 
 __all__ = ["Row", "run_checks"]
@@ -86,7 +85,6 @@ async def run_checks(
             rows += await _bounded("token", one.token)
             rows += await _bounded("broker", one.authorize)
             rows += await _bounded("instruments", one.instruments)
-            rows += await _bounded("master list", one.master_list)
             for name in settings.sinks:
                 rows += await _bounded(f"sink {name}", partial(one.sink, name))
             rows += await _bounded("clock", one.clock)
@@ -179,7 +177,6 @@ class _Checks:
     _dates: _Dates
     _wall_s: Callable[[], float]
     _token: str | None = field(default=None, repr=False)
-    _subscriptions: tuple[Subscription, ...] = ()
 
     async def settings(self) -> list[Row]:
         """Say what is missing."""
@@ -221,48 +218,58 @@ class _Checks:
         return [Row(True, "broker", f"{shown} authorizes the feed")]
 
     async def instruments(self) -> list[Row]:
-        """Count the keys, and compare them with the broker's limits."""
-        source, url = "TICKVAULT_INSTRUMENTS", self._settings.instruments_list_url
-        self._subscriptions = self._settings.subscriptions
-        if url is not None:
-            source = bare_url(url)
-            try:
-                self._subscriptions = await InstrumentsUrl(url, self._session, self._settings.mode)()
-            except FeedUnavailable as exc:
-                raise _hinted(exc, "see what listens at TICKVAULT_INSTRUMENTS_URL") from exc
-        if not self._subscriptions:
-            return []  # the settings' row says so
-        modes = Counter(str(one.mode) for one in self._subscriptions)
-        found = f"{len(self._subscriptions):,} key{'s' * (len(self._subscriptions) > 1)} from {source} ({', '.join(f'{n:,} {mode}' for mode, n in modes.items())})"
-        if over := excess(self._subscriptions):
-            what = ", ".join(f"{n:,} in {mode}" for mode, n in over.items())
-            return [
-                Row(False, "instruments", f"{found}; the broker ignores what exceeds its limits: {what}; take them out")
-            ]
-        return [Row(True, "instruments", found)]
-
-    async def master_list(self) -> list[Row]:
-        """Look the keys up in the master list: refreshed if it can be had, else its copy."""
-        url = self._settings.upstox.instruments_url
-        if url is None:
-            return [Row(True, "master list", "off: rows have the instrument key in place of the symbol")]
-        folder = self._settings.data_dir
+        """Resolve and plan as a recorder would, by the master list: refreshed if it can be had, else its copy."""
+        url = self._settings.instruments_list_url
+        source = "TICKVAULT_INSTRUMENTS" if url is None else bare_url(url)
         with contextlib.ExitStack() as stack:
+            folder = self._settings.data_dir
             if not folder.is_dir():
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            listing = InstrumentList(url=url, cache_dir=folder, session=self._session)
-            error = None
+            listing, error = await self._listing(folder)
+            selector = self._selector(listing)
             try:
-                async with asyncio.timeout(_DOWNLOAD_S):
-                    await listing.refresh()
-            except TimeoutError:
-                error = f"the instrument list takes longer than {_DOWNLOAD_S:g} s"
+                await selector.review(anew=True)
             except FeedUnavailable as exc:
-                error = str(exc)
-            keys = [one.instrument_key for one in self._subscriptions]
-            defined = await listing.lookup(keys)
-            copied = (folder / "instruments.json.gz").exists()
-        return [_master_row(bare_url(url), keys, defined, error=error, copied=copied)]
+                row = Row(False, "instruments", f"{exc}; see what listens at TICKVAULT_INSTRUMENTS_URL")
+            else:
+                row = _plan_row(selector, source)
+            keys = [one.instrument_key for socket in (*selector.plan.sockets, selector.plan.refused) for one in socket]
+            if listing is None:
+                master = Row(True, "master list", "off: rows have the instrument key in place of the symbol")
+            else:
+                copied = await listing.version() is not None
+                defined = await listing.lookup(keys)
+                shown = bare_url(self._settings.upstox.instruments_url or "")
+                master = _master_row(shown, keys, defined, error=error, copied=copied)
+        if url is None and not self._settings.selections:
+            return [master]  # the settings' row says so
+        return [row, master]
+
+    async def _listing(self, folder: Path) -> tuple[InstrumentList | None, str | None]:
+        """Return the master list, refreshed, or why it is not."""
+        url = self._settings.upstox.instruments_url
+        if url is None:
+            return None, None
+        listing = InstrumentList(url=url, cache_dir=folder, session=self._session)
+        try:
+            async with asyncio.timeout(_DOWNLOAD_S):
+                await listing.refresh()
+        except TimeoutError:
+            return listing, f"the instrument list takes longer than {_DOWNLOAD_S:g} s"
+        except FeedUnavailable as exc:
+            return listing, str(exc)
+        return listing, None
+
+    def _selector(self, listing: InstrumentList | None) -> Selector:
+        settings, url = self._settings, self._settings.instruments_list_url
+        return Selector(
+            source=InstrumentsUrl(url, self._session, settings.mode) if url else Typed(settings.selections),
+            master=listing,
+            prices=dict,
+            follow=lambda _keys: None,
+            plus=settings.upstox.plus,
+            wall_ns=lambda: int(self._wall_s() * 1e9),
+        )
 
     async def sink(self, name: str) -> list[Row]:
         """Try one sink without writing rows."""
@@ -371,6 +378,25 @@ class _Checks:
         alarm = feed.market.state in ALARMS
         hint = "; the recorder reconnects by itself: see `gaps` and the network" if alarm else ""
         return [keys, Row(not alarm, "market data", feed.market.shown() + hint)]
+
+
+def _plan_row(selector: Selector, source: str) -> Row:
+    """Say what the selections come to, on how many sockets, and what of them does not fit or comes to nothing."""
+    subscriptions = [one for socket in (*selector.plan.sockets, selector.plan.refused) for one in socket]
+    modes = Counter(str(one.mode) for one in subscriptions)
+    counted = ", ".join(f"{n:,} {mode}" for mode, n in modes.items())
+    keys = len(subscriptions)
+    found = f"{keys:,} key{'s' * (keys != 1)} from {source} ({counted or 'none'})"
+    if selector.refused:
+        return Row(False, "instruments", f"{found}; {selector.refused}; take some out, or use another mode")
+    sockets = len(selector.plan.sockets)
+    found += f" on {sockets} socket{'s' * (sockets != 1)}, {selector.plan.messages} message{'s' * (selector.plan.messages != 1)}"
+    if selector.unpriced:
+        found += f", and strikes round the price of {', '.join(selector.unpriced)}, which the feed brings"
+    if selector.skipped:
+        more = f", and {len(selector.skipped) - _SHOWN_KEYS} more" if len(selector.skipped) > _SHOWN_KEYS else ""
+        return Row(False, "instruments", f"{found}; skipped: {'; '.join(selector.skipped[:_SHOWN_KEYS])}{more}")
+    return Row(True, "instruments", found)
 
 
 def _warning(text: str) -> Row:

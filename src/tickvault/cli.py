@@ -62,6 +62,8 @@ app.add_typer(journal_app, name="journal")
 app.add_typer(token_commands.app, name="token")
 app.command()(token_commands.login)
 app.command()(token_commands.probe)
+instruments_app = typer.Typer(help="Look into the list of instruments; offline too.")
+app.add_typer(instruments_app, name="instruments")
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Data folder; default TICKVAULT_DATA_DIR.", show_default=False)
@@ -90,6 +92,12 @@ def _journal(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
+@instruments_app.callback(invoke_without_command=True)
+def _instruments(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
 @app.command()
 def run(
     duration: Duration = None,
@@ -101,7 +109,7 @@ def run(
     config: Config = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
-    """Record until stopped, for --duration seconds, or --until close.
+    """Record until stopped, for --duration, or --until close.
 
     Ctrl-C or SIGTERM: stop receiving, deliver what is there, say what remains. A second one ends it at once.
     """
@@ -162,7 +170,7 @@ def simulate(
     ] = None,
     duration: Duration = None,
 ) -> None:
-    """Run only the simulator of the broker, with a synthetic market."""
+    """Run only the simulator: a broker with a made-up market."""
     from tickvault.simulator.reading import listing
     from tickvault.simulator.server import Simulator, serve
     from tickvault.simulator.settings import SimulatorSettings
@@ -198,7 +206,7 @@ def simulate(
 def status(
     as_json: AsJson = False, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
 ) -> None:
-    """Show what a recorder is doing; without one, what its files tell."""
+    """Show what a recorder is doing, or what its files tell."""
     settings = _settings(data_dir, config, env_file)
     folder = recorded(settings.data_dir)
     token = settings.http.token.get_secret_value() if settings.http and settings.http.token else None
@@ -293,6 +301,44 @@ def journal_verify(
             f"{len(damaged)} found; docs/durability.md says what to do" if damaged else f"{frames:,} frames, all whole"
         )
     if damaged:
+        raise typer.Exit(1)
+
+
+@instruments_app.command("search")
+def instruments_search(
+    text: Annotated[str, typer.Argument(help="Words out of key, symbol, name or ISIN.")],
+    segment: Annotated[str | None, typer.Option("--segment", help="E.g. NSE_EQ.", show_default=False)] = None,
+    kind: Annotated[str | None, typer.Option("--type", help="E.g. EQ, INDEX, FUT, CE.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Show at most so many.")] = 20,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    config: Config = None,
+    env_file: EnvFile = Path(".env"),
+) -> None:
+    """Find instruments; exit 1 if there is none."""
+    from tickvault import lookup
+
+    settings = _settings(data_dir, config, env_file)
+    _configure_logs(settings, watched=True)
+    if not lookup.print_found(settings, text, segment=segment, kind=kind, limit=limit, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@instruments_app.command("resolve")
+def instruments_resolve(
+    selection: Annotated[list[str] | None, typer.Argument(help="E.g. chain:NIFTY:2; default: the settings'.")] = None,
+    price: Annotated[list[str] | None, typer.Option("--price", help="For strikes round it: NIFTY=24500.")] = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    config: Config = None,
+    env_file: EnvFile = Path(".env"),
+) -> None:
+    """Show the keys of selections, and the sockets they take."""
+    from tickvault import lookup
+
+    settings = _settings(data_dir, config, env_file)
+    _configure_logs(settings, watched=True)
+    if not lookup.print_resolved(settings, selection or (), price or (), as_json=as_json):
         raise typer.Exit(1)
 
 

@@ -152,13 +152,16 @@ class MarketHealth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedHealth:
-    """The connection to the broker.
+    """The connections to the broker; `state` and `last_error` are those of the first that is not live, if there is one.
 
     Attributes:
         last_frame_age_s: seconds since the last message; None before the first.
         queued: messages that wait for the journal; `queue_waits` counts how often reading had to wait for it.
         held_s: seconds that reading has stood still.
         token: kind, plan and expiry of the access token, in words; `token_expires_s` its end, UTC.
+        sockets: how many there are; `planned` how many keys they serve.
+        refused: what does not fit the broker's limits, with the arithmetic; None when all does.
+        skipped: selections that come to nothing, and why; at most 20.
     """
 
     state: str
@@ -174,6 +177,10 @@ class FeedHealth:
     market: MarketHealth
     token: str | None = None
     token_expires_s: float | None = None
+    sockets: int = 0
+    planned: int = 0
+    refused: str | None = None
+    skipped: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> FeedHealth:

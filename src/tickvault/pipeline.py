@@ -7,6 +7,7 @@ only then do deliveries finish. Stopping is data (an event), cancelling is failu
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,18 +18,23 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import structlog
 
-from tickvault import __version__, snapshots
+from tickvault import __version__, snapshots, survey
 from tickvault.brokers.upstox.api import UpstoxApi
 from tickvault.brokers.upstox.baselinefile import BaselineFile
 from tickvault.brokers.upstox.calendar import MarketCalendar
 from tickvault.brokers.upstox.closing import is_over
+from tickvault.brokers.upstox.definitions import Definitions
 from tickvault.brokers.upstox.feed import Feed
 from tickvault.brokers.upstox.instruments import InstrumentList
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
+from tickvault.brokers.upstox.plan import RateLimit
+from tickvault.brokers.upstox.prices import PriceTap
+from tickvault.brokers.upstox.selector import Selector, Typed, session_date
+from tickvault.brokers.upstox.sockets import Sockets
 from tickvault.brokers.upstox.tokens import Tokens
 from tickvault.datafolder import DataFolder, recorded
 from tickvault.delivery import Delivery
-from tickvault.errors import FeedUnavailable, JournalFull, Refused
+from tickvault.errors import JournalFull, Refused
 from tickvault.intake import Intake, Progress, commit, gap_notices
 from tickvault.journal import Fact, Journal
 from tickvault.ledger import Sessions
@@ -46,7 +52,7 @@ if TYPE_CHECKING:
 
     from tickvault.brokers.upstox.baseline import Baseline
     from tickvault.health import FeedHealth, Snapshot
-    from tickvault.model import Sink, Subscription
+    from tickvault.model import Definition, Sink, Subscription
     from tickvault.settings import InfluxSettings, NotifySettings, Settings
     from tickvault.state import Cursor
 
@@ -58,7 +64,8 @@ _MESSAGES: Final = {
     "parquet": "Data feed has been successfully stored as Parquet",
 }
 _LOOK_S: Final = 1.0  # whether trading is over
-_REFRESH_PAUSE_S: Final = 60.0  # between tries to get the master list while recording without it
+_NS_PER_DAY: Final = 86_400_000_000_000
+_SHOWN_SKIPPED: Final = 20  # of selections in a snapshot
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,7 +96,8 @@ class Recorder:
         self._wall_ns = wall_ns
         self._rng = random.Random()  # noqa: S311 - jitter, not a secret
         self._started_s = time.monotonic()
-        self._feed: Feed | None = None
+        self._sockets: Sockets | None = None
+        self._selector: Selector | None = None
         self._token: TokenWatch | None = None
         self._intake: Intake | None = None
         self._deliveries: list[Delivery] = []
@@ -103,6 +111,7 @@ class Recorder:
             until_close: set it ourselves when trading is over for today in everything that is subscribed to.
 
         Raises:
+            ConfigurationError: what is to be recorded cannot be.
             Refused: the data folder, or the status address, cannot be had.
             TokenRefused: the very first authorize refused a static token.
         """
@@ -110,6 +119,13 @@ class Recorder:
         async with AsyncExitStack() as stack:
             folder = stack.enter_context(DataFolder(self._settings.data_dir))
             await self._serve_status(stack, folder)
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            self._intake = Intake(
+                max_frames=self._settings.queue_frames, max_bytes=self._settings.queue_bytes, wall_ns=self._wall_ns
+            )
+            choice = self._choose(folder, session, self._intake)
+            self._selector = choice.selector
+            await choice.selector.prepare()
             state, _ = State.open(
                 folder.state,
                 notify_interval_ns=int((self._settings.notify.interval_s if self._settings.notify else 0) * 1e9),
@@ -121,11 +137,8 @@ class Recorder:
             executor = ThreadPoolExecutor(1, thread_name_prefix="journal")
             stack.callback(_close_journal, executor, journal, state)
             await asyncio.to_thread(_reconcile_gaps, journal, state, self._wall_ns())
-            session = await stack.enter_async_context(aiohttp.ClientSession())
-            self._intake = Intake(
-                max_frames=self._settings.queue_frames, max_bytes=self._settings.queue_bytes, wall_ns=self._wall_ns
-            )
-            stage = _Stage(folder, state, journal, executor, session, Progress(journal.last_seq), self._intake)
+            choice.selector.hold(await asyncio.to_thread(_subscribed_lately, folder, self._wall_ns()))
+            stage = _Stage(folder, state, journal, executor, session, Progress(journal.last_seq), self._intake, choice)
             self._deliveries = await self._open_deliveries(stack, stage)
             _log.info("recorder.started", recorder_id=journal.recorder_id, seq=journal.last_seq, version=__version__)
             await self._deliver(stage, stopping)
@@ -167,9 +180,9 @@ class Recorder:
         failure: Exception | None = None
         usual = await asyncio.to_thread(BaselineFile, stage.folder.path / "baseline.json")
         tokens = Tokens.of(self._settings, stage.session, wall_ns=self._wall_ns)
-        feed, definitions, calendar = self._open_feed(stage, tokens, usual.baseline)
+        sockets, definitions, calendar = self._open_sockets(stage, tokens, usual.baseline)
         watch = TokenWatch(tokens, wall_ns=self._wall_ns, fact=stage.intake.fact)
-        self._feed, self._token = feed, watch
+        self._sockets, self._token = sockets, watch
         async with asyncio.TaskGroup() as group:
             group.create_task(
                 stage.intake.record(stage.journal, stage.state, stage.executor, stage.progress), name="record"
@@ -182,10 +195,12 @@ class Recorder:
             ]
             if self._until_close:
                 keepers.append(
-                    group.create_task(self._end_with_trading(feed, definitions, calendar, stopping), name="close")
+                    group.create_task(
+                        self._end_with_trading(sockets, stage.choice.selector, calendar, stopping), name="close"
+                    )
                 )
             try:
-                await feed.run(stopping)
+                await sockets.run(stopping)
             except Exception as exc:  # noqa: BLE001 - whatever ends intake, what is queued is journalled first
                 failure = exc
             finally:
@@ -197,52 +212,63 @@ class Recorder:
         return failure
 
     async def _end_with_trading(
-        self, feed: Feed, definitions: _Definitions, calendar: _CalendarKeeper, stopping: asyncio.Event
+        self, sockets: Sockets, selector: Selector, calendar: _CalendarKeeper, stopping: asyncio.Event
     ) -> None:
         """Set `stopping` when nothing that is subscribed to trades any more today."""
         while True:
             await asyncio.sleep(_LOOK_S)
             now_ns, known = self._wall_ns(), calendar.market.calendar
-            keys = definitions.keys or tuple(one.instrument_key for one in self._settings.subscriptions)
-            segments = frozenset(map(segment_of, keys))
-            if calendar.market.asked and is_over(segments, known, feed.phases, now_ns):
+            segments = frozenset(map(segment_of, selector.planned))
+            phases = {segment: doing for feed in sockets.feeds for segment, doing in feed.phases.items()}
+            if calendar.market.asked and is_over(segments, known, phases, now_ns):
                 _log.info("recorder.trading_over", segments=sorted(segments))
                 stopping.set()
                 return
 
-    def _open_feed(
-        self, stage: _Stage, tokens: Tokens, baseline: Baseline
-    ) -> tuple[Feed, _Definitions, _CalendarKeeper]:
-        upstox = self._settings.upstox
-        listed = self._settings.subscriptions
-        if self._settings.instruments_list_url is not None:
-            subscriptions: Callable[[], Awaitable[tuple[Subscription, ...]]] = InstrumentsUrl(
-                self._settings.instruments_list_url, stage.session, self._settings.mode
-            )
-        else:
-
-            async def subscriptions() -> tuple[Subscription, ...]:
-                return listed
-
-        master = None
+    def _choose(self, folder: DataFolder, session: aiohttp.ClientSession, intake: Intake) -> _Choice:
+        """Return what decides on what is recorded."""
+        upstox, url, master = self._settings.upstox, self._settings.instruments_list_url, None
         if upstox.instruments_url is not None:
-            master = InstrumentList(url=upstox.instruments_url, cache_dir=stage.folder.path, session=stage.session)
-        definitions = _Definitions(master, stage)
-        market = MarketCalendar(upstox.api_url, stage.folder.path, stage.session, wall_ns=self._wall_ns)
-        feed = Feed(
-            api=UpstoxApi(upstox.api_url, stage.session),
-            tokens=tokens,
-            subscriptions=subscriptions,
-            inbox=stage.intake,
-            before_subscribe=definitions.bring_into_force,
-            session=stage.session,
-            clock_ns=self._wall_ns,
-            random=self._rng,
-            first_conn=stage.journal.last_conn + 1,
-            calendar=lambda: market.calendar,
-            baseline=baseline,
+            master = InstrumentList(url=upstox.instruments_url, cache_dir=folder.path, session=session)
+        tap = PriceTap(intake)
+        selector = Selector(
+            source=InstrumentsUrl(url, session, self._settings.mode) if url else Typed(self._settings.selections),
+            master=master,
+            prices=tap.prices,
+            follow=tap.follow,
+            plus=upstox.plus,
+            wall_ns=self._wall_ns,
         )
-        return feed, definitions, _CalendarKeeper(market, tokens, stage)
+        return _Choice(selector, tap, master)
+
+    def _open_sockets(
+        self, stage: _Stage, tokens: Tokens, baseline: Baseline
+    ) -> tuple[Sockets, Definitions, _CalendarKeeper]:
+        upstox = self._settings.upstox
+        selector = stage.choice.selector
+        definitions = Definitions(stage.choice.master, lambda: selector.planned, stage.define)
+        api, rate = UpstoxApi(upstox.api_url, stage.session), RateLimit()
+        numbers = itertools.count(stage.journal.last_conn + 1)
+
+        def open_feed(socket: int, subscriptions: Callable[[], Awaitable[tuple[Subscription, ...]]]) -> Feed:
+            return Feed(
+                api=api,
+                tokens=tokens,
+                subscriptions=subscriptions,
+                inbox=stage.choice.tap,
+                before_subscribe=definitions.bring_into_force,
+                session=stage.session,
+                clock_ns=self._wall_ns,
+                random=self._rng,
+                numbers=numbers,
+                socket=socket + 1,
+                rate=rate,
+                calendar=lambda: market.calendar,
+                baseline=baseline,
+            )
+
+        market = MarketCalendar(upstox.api_url, stage.folder.path, stage.session, wall_ns=self._wall_ns)
+        return Sockets(selector, open_feed), definitions, _CalendarKeeper(market, tokens, stage)
 
     async def _open_deliveries(self, stack: AsyncExitStack, stage: _Stage) -> list[Delivery]:
         cursors = Cursors(stage.journal, stage.state, stage.folder.journal)
@@ -306,22 +332,38 @@ class Recorder:
         _log.info("status.serving", url=f"http://{address}/")
 
     def _feed_health(self) -> FeedHealth | None:
-        feed, intake, token = self._feed, self._intake, self._token
-        if feed is None or intake is None or token is None:
+        sockets, intake, selector, token = self._sockets, self._intake, self._selector, self._token
+        if sockets is None or intake is None or selector is None or token is None or not sockets.feeds:
             return None
-        told = snapshots.feed_health((feed,), intake, now_s=time.monotonic())
-        return replace(told, token=token.shown, token_expires_s=token.expires_s)
+        return replace(
+            snapshots.feed_health(sockets.feeds, intake, now_s=time.monotonic()),
+            token=token.shown,
+            token_expires_s=token.expires_s,
+            sockets=len(sockets.feeds),
+            planned=selector.plan.keys,
+            refused=selector.refused,
+            skipped=list(selector.skipped[:_SHOWN_SKIPPED]),
+        )
 
     def _outcome(self, journalled: int, state: State, last_seq: int) -> Outcome:
         cursors = [cursor for cursor in state.cursors() if cursor.sink in self._settings.sinks]
         return Outcome(
-            received=self._feed.frames if self._feed else 0,
+            received=self._sockets.frames if self._sockets else 0,
             journalled=journalled,
             stored={one.name: one.frames for one in self._deliveries},
             rows={one.name: dict(one.rows) for one in self._deliveries},
             remaining={one.sink: last_seq - one.seq for one in cursors if one.seq < last_seq},
             parked=[one.sink for one in cursors if one.state == "parked"],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What decides on what is recorded, and by what."""
+
+    selector: Selector
+    tap: PriceTap
+    master: InstrumentList | None
 
 
 @dataclass(slots=True)
@@ -335,47 +377,17 @@ class _Stage:
     session: aiohttp.ClientSession
     progress: Progress
     intake: Intake
+    choice: _Choice
 
     async def in_journal(self, fact: Fact) -> None:
         """Commit one fact, in the journal's thread."""
         loop = asyncio.get_running_loop()
         await asyncio.shield(loop.run_in_executor(self.executor, commit, self.journal, self.state, [fact]))
 
-
-class _Definitions:
-    """Brings instrument definitions into force: before a subscribe what can be had at once, the rest when it comes."""
-
-    def __init__(self, master: InstrumentList | None, stage: _Stage) -> None:
-        self._master = master
-        self._stage = stage
-        self.keys: tuple[str, ...] = ()  # of the last subscription
-        self._wanting = asyncio.Event()
-
-    async def bring_into_force(self, subscriptions: tuple[Subscription, ...]) -> None:
-        """Journal the definitions of what is about to be subscribed to, as far as they differ from those in force."""
-        self.keys = tuple(one.instrument_key for one in subscriptions)
-        if self._master is None:
-            return
-        found = await self._master.definitions(self.keys)
-        if fact := self._stage.journal.define(found):
-            await self._stage.intake.fact(fact.kind, fact.body)
-        if not self._master.fresh:
-            self._wanting.set()
-
-    async def keep(self) -> None:
-        """Get the list in the background when it could not be had in time."""
-        while True:
-            await self._wanting.wait()
-            assert self._master is not None
-            try:
-                await self._master.refresh()
-            except FeedUnavailable as exc:
-                _log.info("instruments.waiting", error=str(exc), next_try_s=_REFRESH_PAUSE_S)
-                await asyncio.sleep(_REFRESH_PAUSE_S)
-                continue
-            self._wanting.clear()
-            if fact := self._stage.journal.define(await self._master.lookup(self.keys)):
-                await self._stage.intake.fact(fact.kind, fact.body)
+    async def define(self, found: Mapping[str, Definition]) -> None:
+        """Queue the definitions that differ from those in force."""
+        if fact := self.journal.define(found):
+            await self.intake.fact(fact.kind, fact.body)
 
 
 @dataclass(slots=True)
@@ -451,6 +463,14 @@ def _wanted_events(notify: NotifySettings | None) -> frozenset[str] | None:
     if notify.sinks is None:
         return frozenset(notify.events)
     return frozenset(f"{event}:{sink}" for event in notify.events for sink in notify.sinks)
+
+
+def _subscribed_lately(folder: DataFolder, now_ns: int) -> set[str]:
+    """Return the keys that a recorder which ended subscribed to in the session that is on."""
+    today = session_date(now_ns)
+    found = survey.events(folder.journal, ("sub",))
+    lately = (event for event in found if event.at_ns > now_ns - _NS_PER_DAY and session_date(event.at_ns) == today)
+    return {key for event in lately if isinstance(keys := event.body.get("keys"), list) for key in keys}
 
 
 def _reconcile_gaps(journal: Journal, state: State, now_ns: int) -> None:

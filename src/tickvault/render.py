@@ -104,6 +104,9 @@ def snapshot(one: Snapshot) -> None:
         pairs.append(("feed", f"{feed.state}, connection {feed.conn}, last frame {age}, {feed.frames:,} frames"))
         if feed.last_error:
             pairs.append(("", feed.last_error))
+        if feed.planned is not None:
+            pairs.append(("plan", f"{feed.planned:,} keys on {feed.sockets} socket{'s' * (feed.sockets != 1)}"))
+        pairs += [("", words) for words in (feed.refused, *(feed.skipped or ())) if words]
         pairs += [("keys", feed.keys.shown()), ("market", feed.market.shown())]
         if feed.token:
             pairs.append(("token", feed.token))

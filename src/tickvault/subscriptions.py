@@ -1,23 +1,18 @@
-"""What a text says to record: `SEGMENT|name`, or `SEGMENT|name@mode`. Settings and the instruments URL alike. Pure."""
+"""What an instrument key looks like: `SEGMENT|name`, or `SEGMENT|name@mode`. Pure."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from tickvault.errors import ConfigurationError
 from tickvault.model import Mode, Subscription
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-__all__ = ["is_instrument_key", "parse_subscription", "parse_subscriptions", "shortened"]
+__all__ = ["is_instrument_key", "parse_subscription", "shortened"]
 
 # `NSE_EQ|INE090A01021`, `NSE_INDEX|Nifty 50`, `GLOBAL_INDEX|^GSPC`. 128 characters are far above the longest known;
 # a bar or an @ in a name would be read as the separator it is elsewhere.
 _KEY: Final = re.compile(r"[A-Z][A-Z0-9_]{0,31}\|[^\s@|](?:[^@|]{0,94}[^\s@|])?")
 _MAX_SHOWN_CHARS: Final = 60
-_MAX_PROBLEMS: Final = 5
 
 
 def is_instrument_key(text: str) -> bool:
@@ -44,33 +39,6 @@ def parse_subscription(text: str, default: Mode) -> Subscription:
     if at and mode.lower() not in tuple(Mode):
         raise ValueError(f"mode {shortened(mode)} of instrument {key!r} is unknown: expected one of {', '.join(Mode)}")
     return Subscription(instrument_key=key, mode=Mode(mode.lower()) if at else default)
-
-
-def parse_subscriptions(items: Iterable[str], default: Mode) -> tuple[Subscription, ...]:
-    """Return one subscription for each instrument key.
-
-    Args:
-        items: `SEGMENT|name`, or `SEGMENT|name@mode`.
-        default: the mode of an item that names none.
-
-    Raises:
-        ConfigurationError: a key or mode is malformed, or one key is there in two modes; names the first five.
-    """
-    modes: dict[str, Mode] = {}
-    problems = []
-    for item in items:
-        try:
-            one = parse_subscription(item, default)
-        except ValueError as exc:
-            problems.append(str(exc))
-            continue
-        key, known = one.instrument_key, modes.setdefault(one.instrument_key, one.mode)
-        if known != one.mode:
-            problems.append(f"instrument {key!r} is there in modes {known} and {one.mode}; keep one of them")
-    if problems:
-        more = [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
-        raise ConfigurationError("; ".join([*problems[:_MAX_PROBLEMS], *more]))
-    return tuple(Subscription(instrument_key=key, mode=mode) for key, mode in modes.items())
 
 
 def shortened(text: str) -> str:

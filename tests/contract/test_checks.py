@@ -88,7 +88,7 @@ async def test_everything_well(simulator: Simulator, tmp_path: Path) -> None:
     assert [row.what for row in rows] == [
         *("settings", "token", "broker", "instruments", "master list", "sink parquet", "clock", "disk", "data folder")
     ]
-    assert found(rows, "instruments").found == "5 keys from TICKVAULT_INSTRUMENTS (5 full)"
+    assert found(rows, "instruments").found == "5 keys from TICKVAULT_INSTRUMENTS (5 full) on 1 socket, 1 message"
     assert "5 of 5 keys have a definition" in found(rows, "master list").found
     assert "will be created" in found(rows, "data folder").found
     assert list(tmp_path.iterdir()) == []
@@ -255,10 +255,30 @@ async def test_the_copy_of_the_master_list_serves(simulator: Simulator, tmp_path
 
 async def test_too_many_keys(simulator: Simulator, tmp_path: Path) -> None:
     """Keys beyond the broker's limits are counted."""
-    keys = ",".join(f"NSE_FO|{number}" for number in range(2_010))
+    keys = ",".join(f"NSE_FO|{number}" for number in range(4_010))
     row = found(await rows_of(environ(simulator, tmp_path, TICKVAULT_INSTRUMENTS=keys)), "instruments")
     assert not row.ok
-    assert "10 in full; take them out" in row.found
+    assert "10 of 4,010 keys do not fit on the 2 sockets" in row.found
+    assert row.found.endswith("take some out, or use another mode")
+
+
+async def test_selections(simulator: Simulator, tmp_path: Path) -> None:
+    """What comes to nothing is named with the nearest known name; what waits for a price is said and is no fault."""
+    wrong = environ(simulator, tmp_path, TICKVAULT_INSTRUMENTS="NSE_EQ:HINDCOPER,index:*")
+    row = found(await rows_of(wrong), "instruments")
+    assert not row.ok
+    assert row.found.startswith("3 keys from")
+    assert "did you mean HINDCOPPER?" in row.found
+    missing = environ(simulator, tmp_path, TICKVAULT_INSTRUMENTS=f"@{tmp_path}/none.txt")
+    assert "cannot be read" in found(await rows_of(missing), "instruments").found
+    async with Simulator(SimulatorSettings(instruments=300, updates_per_second=0.0)) as larger:
+        chain = environ(larger, tmp_path, TICKVAULT_INSTRUMENTS="chain:NIFTY:1:atm+-2")
+        row = found(await rows_of(chain), "instruments")
+    assert row.ok
+    assert row.found == (
+        "3 keys from TICKVAULT_INSTRUMENTS (3 full) on 1 socket, 1 message, "
+        "and strikes round the price of NSE_INDEX|Nifty 50, which the feed brings"
+    )
 
 
 @pytest.mark.parametrize(("status", "step"), [(204, ""), (401, "INFLUX_TOKEN"), (404, "INFLUX_BUCKET")])

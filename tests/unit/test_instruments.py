@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import gzip
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from tickvault.brokers.upstox import instruments
-from tickvault.brokers.upstox.instruments import parse
-from tickvault.model import Definition
+from tickvault.brokers.upstox.instruments import parse, scan
+from tickvault.brokers.upstox.resolve import Listing
+from tickvault.model import Definition, Mode
+from tickvault.selections import parse_selection
 
 EQUITY = {
     "segment": "NSE_EQ",
@@ -180,3 +183,23 @@ def test_endless_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instruments, "CHUNK_BYTES", 100)
     with pytest.raises(ValueError, match="array of objects"):
         parse(gzip.compress(b'[{"a":"' + b"x" * 5000), KEYS)
+
+
+def test_a_large_list_is_never_whole_in_memory() -> None:
+    """30,000 rows, about 14 MB of JSON: what nobody asked for is gone when the next row comes."""
+    rows = [
+        {**OPTION, "instrument_key": f"NSE_FO|{number}", "trading_symbol": f"U{number % 200} {number} CE", "strike_price": number,
+         "underlying_symbol": f"U{number % 200}"}
+        for number in range(30_000)
+    ]  # fmt: skip
+    gz, count = packed(rows), len(rows)
+    del rows
+    asked = [parse_selection("chain:U7:1", Mode.FULL), parse_selection("NSE_EQ:X", Mode.FULL)]
+    tracemalloc.start()
+    try:
+        listing = Listing(asked, scan(gz))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(listing.derivatives["U7"]) == count / 200
+    assert peak_bytes < 4_000_000

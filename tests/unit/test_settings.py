@@ -30,6 +30,7 @@ SAMPLES = {
     "UPSTOX_CLIENT_SECRET": ("one", "two"),
     "UPSTOX_REDIRECT_URI": ("http://127.0.0.1:1/one", "http://127.0.0.1:1/two"),
     "UPSTOX_API_URL": ("https://one.example", "https://two.example"),
+    "UPSTOX_PLUS": ("yes", "off"),
     "UPSTOX_INSTRUMENTS_URL": ("off", "https://lists.example/x.json.gz"),
     "TICKVAULT_INSTRUMENTS": ("NSE_EQ|INE002A01018", "NSE_INDEX|Nifty 50"),
     "TICKVAULT_INSTRUMENTS_URL": ("http://lists/a", "http://lists/b"),

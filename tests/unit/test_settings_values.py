@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tickvault.errors import ConfigurationError
 from tickvault.model import Mode
-from tickvault.settings import DiskReserve, InfluxLayout, load_settings, parse_list, parse_subscriptions
+from tickvault.selections import Key, parse_selections
+from tickvault.settings import DiskReserve, InfluxLayout, load_settings, parse_list
 
 
 def value(field, **environ):
@@ -73,18 +74,18 @@ def test_lists_take_any_text(text):
 )
 def test_subscriptions(item, key, mode):
     """A key keeps its inner blanks and takes the default mode unless it names one."""
-    (one,) = parse_subscriptions([item], Mode.FULL)
-    assert (one.instrument_key, one.mode) == (key, mode)
+    (one,) = parse_selections([item], Mode.FULL)
+    assert (one.what, one.mode) == (Key(key), mode)
 
 
 @pytest.mark.parametrize(
     "item",
-    ["RELIANCE", "NSE_EQ", "NSE_EQ|", "|INE1", "nse_eq|INE1", "NSE_EQ | INE1", "NSE_EQ:INE1", "A|b|c", "A|b\x01c"],
+    ["RELIANCE", "NSE_EQ", "NSE_EQ|", "|INE1", "nse_eq|INE1", "NSE_EQ | INE1", "A|b|c", "A|b\x01c"],
 )
 def test_malformed_keys(item):
     """A key of another form is named, with the form expected."""
     with pytest.raises(ConfigurationError) as caught:
-        parse_subscriptions(["NSE_EQ|GOOD", item], Mode.FULL)
+        parse_selections(["NSE_EQ|GOOD", item], Mode.FULL)
     assert str(caught.value) == (
         f"instrument key {item!r} is malformed: expected SEGMENT|name, e.g. NSE_EQ|INE002A01018, or NSE_INDEX|Nifty 50"
     )
@@ -95,20 +96,20 @@ def test_malformed_keys_through_settings():
     with pytest.raises(
         ConfigurationError, match="INSTRUMENTS_LIST in the environment: instrument key 'foo' is malformed"
     ):
-        value("subscriptions", INSTRUMENTS_LIST="NSE_EQ|A,foo")
+        value("selections", INSTRUMENTS_LIST="NSE_EQ|A,foo")
 
 
 def test_one_key_in_two_modes():
     """The same mode twice is one subscription, two modes are refused, many problems are cut."""
-    assert len(parse_subscriptions(["A|b", "A|b@full"], Mode.FULL)) == 1
+    assert len(parse_selections(["A|b", "A|b@full"], Mode.FULL)) == 1
     with pytest.raises(ConfigurationError, match=r"'A\|b' is there in modes full and ltpc"):
-        parse_subscriptions(["A|b", "A|b@ltpc"], Mode.FULL)
+        parse_selections(["A|b", "A|b@ltpc"], Mode.FULL)
     with pytest.raises(
         ConfigurationError, match=r"mode 'fast' of instrument 'A\|b' is unknown: expected one of ltpc, "
     ):
-        parse_subscriptions(["A|b@fast"], Mode.FULL)
+        parse_selections(["A|b@fast"], Mode.FULL)
     with pytest.raises(ConfigurationError, match=r"and 95 more$"):
-        parse_subscriptions([f"x{i}" for i in range(100)], Mode.FULL)
+        parse_selections([f"x{i}" for i in range(100)], Mode.FULL)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from tickvault.settings.tree import (
     UpstoxSettings,
 )
 from tickvault.settings.values import parse_list
-from tickvault.subscriptions import parse_subscriptions
 
 __all__ = [
     "SETTINGS",
@@ -42,6 +41,5 @@ __all__ = [
     "is_placeholder",
     "load_settings",
     "parse_list",
-    "parse_subscriptions",
     "require_recordable",
 ]

@@ -35,7 +35,7 @@ def require_recordable(settings: Settings, *, has_stored_token: bool = False) ->
             "no token: set UPSTOX_ACCESS_TOKEN (an Analytics token is advised) or UPSTOX_TOKEN_URL, "
             "or store one with `tickvault token set`"
         )
-    if not settings.subscriptions and settings.instruments_list_url is None:
+    if not settings.selections and settings.instruments_list_url is None:
         missing.append(
             "no instruments: set TICKVAULT_INSTRUMENTS, e.g. NSE_EQ|INE002A01018,NSE_INDEX|Nifty 50, "
             "or TICKVAULT_INSTRUMENTS_URL"

@@ -9,18 +9,19 @@ from pydantic import SecretStr, ValidationError
 
 from tickvault.addresses import is_loopback
 from tickvault.errors import ConfigurationError
+from tickvault.selections import Key, ListFile, parse_selections
 from tickvault.settings.layers import ENV_FILE, Findings, Layer, read_env_file, read_toml
 from tickvault.settings.precedence import settle
 from tickvault.settings.table import BY_NAME, SETTINGS
 from tickvault.settings.tree import HttpSettings, InfluxLayout, InfluxSettings, NotifySettings, Settings, UpstoxSettings
 from tickvault.settings.values import Typed
-from tickvault.subscriptions import parse_subscriptions, shortened
+from tickvault.subscriptions import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from tickvault.model import Subscription
+    from tickvault.selections import Selection
     from tickvault.settings.precedence import Given
     from tickvault.settings.table import Setting
 
@@ -85,7 +86,7 @@ def _complaint(setting: Setting, given: Given, expected: str) -> str:
 
 
 def _tree(typed: Typed, given: Mapping[str, Given], findings: Findings, env_file: Path | None) -> Settings:
-    has_token, subscriptions = typed.UPSTOX_ACCESS_TOKEN is not None, _subscriptions(typed, given, findings)
+    has_token, selections = typed.UPSTOX_ACCESS_TOKEN is not None, _selections(typed, given, findings)
     for winner, loser in (
         ("UPSTOX_ACCESS_TOKEN", "UPSTOX_TOKEN_URL"),
         ("TICKVAULT_INSTRUMENTS", "TICKVAULT_INSTRUMENTS_URL"),
@@ -107,9 +108,10 @@ def _tree(typed: Typed, given: Mapping[str, Given], findings: Findings, env_file
             client_id=typed.UPSTOX_CLIENT_ID,
             client_secret=typed.UPSTOX_CLIENT_SECRET,
             redirect_uri=typed.UPSTOX_REDIRECT_URI,
+            plus=typed.UPSTOX_PLUS,
         ),
-        subscriptions=subscriptions,
-        instruments_list_url=None if subscriptions else typed.TICKVAULT_INSTRUMENTS_URL,
+        selections=selections,
+        instruments_list_url=None if selections else typed.TICKVAULT_INSTRUMENTS_URL,
         mode=typed.TICKVAULT_MODE,
         data_dir=typed.TICKVAULT_DATA_DIR,
         sinks=_sinks(typed, given, findings),
@@ -130,12 +132,19 @@ def _tree(typed: Typed, given: Mapping[str, Given], findings: Findings, env_file
     )
 
 
-def _subscriptions(typed: Typed, given: Mapping[str, Given], findings: Findings) -> tuple[Subscription, ...]:
+def _selections(typed: Typed, given: Mapping[str, Given], findings: Findings) -> tuple[Selection, ...]:
     try:
-        return parse_subscriptions(typed.TICKVAULT_INSTRUMENTS, typed.TICKVAULT_MODE)
+        selections = parse_selections(typed.TICKVAULT_INSTRUMENTS, typed.TICKVAULT_MODE)
     except ConfigurationError as exc:
         findings.problems.append(f"{given['TICKVAULT_INSTRUMENTS'].origin}: {exc}")
         return ()
+    listless = [one.text for one in selections if not isinstance(one.what, Key | ListFile)]
+    if listless and typed.UPSTOX_INSTRUMENTS_URL is None:
+        findings.problems.append(
+            f"{given['TICKVAULT_INSTRUMENTS'].origin}: {shortened(listless[0])} needs the master list, but "
+            "UPSTOX_INSTRUMENTS_URL is off; remove that, or name instrument keys"
+        )
+    return selections
 
 
 def _sinks(typed: Typed, given: Mapping[str, Given], findings: Findings) -> tuple[str, ...]:

@@ -60,9 +60,12 @@ SETTINGS: Final = (
         "the broker's master list of instruments, or `off`; plain `http` only to loopback",
     ),
     Setting(
+        "UPSTOX_PLUS", "false", "`true`: the account has Upstox Plus, so 5 connections instead of 2, and `full_d30`"
+    ),
+    Setting(
         "TICKVAULT_INSTRUMENTS",
         "",
-        "comma-separated instrument keys, `key@mode` to differ from the default mode; wins over the URL",
+        "comma-separated instrument keys or selections such as `chain:NIFTY:2`, `@mode` behind one to differ from the default mode; wins over the URL",
         aliases=("INSTRUMENTS_LIST",),
     ),
     Setting(

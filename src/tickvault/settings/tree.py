@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from tickvault.model import Subscription
+from tickvault.selections import Key, Selection
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pydantic import SecretStr
 
-    from tickvault.model import Mode, Subscription
+    from tickvault.model import Mode
 
 __all__ = [
     "DiskReserve",
@@ -79,6 +82,7 @@ class UpstoxSettings:
     client_id: str | None
     client_secret: SecretStr | None
     redirect_uri: str | None
+    plus: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,14 +135,14 @@ class Settings:
     """Everything the user set, checked.
 
     Attributes:
-        subscriptions: in the user's order, each key once; when there are any, `instruments_list_url` is None.
+        selections: in the user's order, each once; when there are any, `instruments_list_url` is None.
         influx: None when there is no URL; there whether or not the sink runs.
         http: None when it is off.
         warnings: one line each, for the caller to say once.
     """
 
     upstox: UpstoxSettings
-    subscriptions: tuple[Subscription, ...]
+    selections: tuple[Selection, ...]
     instruments_list_url: str | None = field(repr=False)
     mode: Mode
     data_dir: Path
@@ -157,3 +161,12 @@ class Settings:
     nats_url: str | None = field(repr=False)
     allow_plaintext: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        """The instrument keys among the selections."""
+        return tuple(
+            Subscription(instrument_key=one.what.key, mode=one.mode)
+            for one in self.selections
+            if isinstance(one.what, Key)
+        )

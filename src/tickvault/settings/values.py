@@ -75,6 +75,15 @@ def _disk_reserve(text: str) -> DiskReserve:
     return DiskReserve(percent=percent, bytes=None)
 
 
+def _yes_or_no(text: str) -> bool:
+    match text.lower():
+        case "true" | "yes" | "1" | "on":
+            return True
+        case "false" | "no" | "0" | "off":
+            return False
+    raise ValueError("expected true or false")
+
+
 def _listen(text: str) -> tuple[str, int] | None:
     return None if text.lower() == "off" else split_listen(text)
 
@@ -149,6 +158,7 @@ class Typed(BaseSettings):
     UPSTOX_REDIRECT_URI: _Url | None = None
     UPSTOX_API_URL: _BaseUrl
     UPSTOX_INSTRUMENTS_URL: Annotated[str | None, BeforeValidator(_master_list)]
+    UPSTOX_PLUS: Annotated[bool, BeforeValidator(_yes_or_no)]
     TICKVAULT_INSTRUMENTS: _Names = ()
     TICKVAULT_INSTRUMENTS_URL: _Url | None = None
     TICKVAULT_MODE: _AnyCase[Mode]

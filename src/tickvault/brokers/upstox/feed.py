@@ -139,7 +139,7 @@ class Feed:
         self._supervision = Supervision(self._watch, accounts)
         self._refused = _Refused()
         self._failed: tuple[Failure, str] | None = None
-        self._first = True
+        self._first = socket == 1  # a further one may open days later: its refusal is never the end
         self._hopeless: TokenRefused | None = None
         self._wanted: tuple[Subscription, ...] = ()
         self._token = self._uri = ""  # of the attempt under way

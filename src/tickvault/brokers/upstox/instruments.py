@@ -17,7 +17,8 @@ import re
 import threading
 import time
 import zlib
-from typing import TYPE_CHECKING, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 from yarl import URL
@@ -33,18 +34,21 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-__all__ = ["InstrumentList", "definitions", "parse"]
+__all__ = ["COPY", "InstrumentList", "definitions", "parse", "read_copy", "scan"]
 
 MAX_LIST_BYTES: Final = 128 * 1024 * 1024  # as received; 3.2 MB gzip or 55 MB plain today
 MAX_JSON_BYTES: Final = 1024 * 1024 * 1024
 MAX_ROW_CHARS: Final = 1024 * 1024  # a row has some 500
 CHUNK_BYTES: Final = 256 * 1024
 DOWNLOAD_TIMEOUT_S: Final = 120.0
-REFRESH_AFTER_S: Final = 3600.0  # the list changes about 06:00 IST and now and then during the day
+REFRESH_AFTER_S: Final = 1800.0  # the list changes about 06:00 IST and now and then during the day
 RETRY_AFTER_S: Final = 300.0  # reconnects in a row must not each wait for a list that cannot be had
 
 _IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30))
+COPY: Final = "instruments.json.gz"  # in the data folder
 _BETWEEN_ROWS: Final = re.compile(r"[\s,\[]*")
+
+_T = TypeVar("_T")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -81,6 +85,36 @@ def parse(
     if skipped:
         log.warning("instruments.rows_skipped", rows=skipped)
     return found
+
+
+def scan(gz_bytes: bytes, *, halted: Callable[[], bool] = lambda: False) -> Iterator[Definition]:
+    """Yield the whole list, a row at a time: what the caller forgets is gone. Slow: call it on a thread.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    skipped = 0
+    for row in _rows(gz_bytes, halted):
+        if isinstance(row, dict) and isinstance(key := row.get("instrument_key"), str):
+            try:
+                yield _definition(key, row)
+                continue
+            except (TypeError, ValueError, OverflowError):
+                pass
+        skipped += 1
+    if skipped:
+        log.warning("instruments.rows_skipped", rows=skipped)
+
+
+def read_copy(cache_dir: Path, use: Callable[[Iterator[Definition]], _T]) -> _T | None:
+    """Return what `use` makes of the copy on disk; None when there is none, or it is damaged. Blocks."""
+    try:
+        return use(scan((cache_dir / COPY).read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (_DamagedError, UnicodeDecodeError, OSError) as exc:
+        log.warning("instruments.damaged", error=str(exc))
+        return None
 
 
 def _rows(gz_bytes: bytes, halted: Callable[[], bool]) -> Iterator[object]:
@@ -133,7 +167,7 @@ def _definition(key: str, row: Mapping[str, object]) -> Definition:
         instrument_type=instrument_type,
         underlying_key=_text(row, "underlying_key"),
         underlying_symbol=_text(row, "underlying_symbol"),
-        expiry=dt.datetime.fromtimestamp(expiry_ms / 1000, _IST).date() if expiry_ms else None,
+        expiry=_expiry(expiry_ms) if expiry_ms else None,
         strike=_number(row, "strike_price") if option_type else None,  # a future's is always 0.0
         option_type=option_type,
         lot_size=None if lot_size is None else int(lot_size),
@@ -141,6 +175,11 @@ def _definition(key: str, row: Mapping[str, object]) -> Definition:
         isin=_text(row, "isin"),
         name=_text(row, "name"),
     )
+
+
+@lru_cache(maxsize=1024)
+def _expiry(expiry_ms: float) -> dt.date:
+    return dt.datetime.fromtimestamp(expiry_ms / 1000, _IST).date()
 
 
 def _text(row: Mapping[str, object], name: str) -> str | None:
@@ -183,8 +222,8 @@ class InstrumentList:
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = URL(url)
-        self._path = cache_dir / "instruments.json.gz"
-        self._etag_path = cache_dir / "instruments.json.gz.etag"
+        self._path = cache_dir / COPY
+        self._etag_path = cache_dir / f"{COPY}.etag"
         self._session = session
         self._monotonic_s = monotonic_s
         self._refreshing = asyncio.Lock()
@@ -196,7 +235,7 @@ class InstrumentList:
 
     @property
     def fresh(self) -> bool:
-        """Whether the copy was compared with its URL within the last hour."""
+        """Whether the copy was compared with its URL within the last half hour."""
         return self._refreshed_s is not None and self._monotonic_s() - self._refreshed_s < REFRESH_AFTER_S
 
     async def refresh(self) -> bool:
@@ -229,6 +268,22 @@ class InstrumentList:
                 raise FeedUnavailable(f"the instrument list cannot be kept: {exc.strerror}") from exc
             self._refreshed_s = self._monotonic_s()
             return answer.status == 200
+
+    async def version(self) -> object:
+        """Return something that is equal as long as the copy on disk is the same; None without one."""
+        try:
+            stat = await asyncio.to_thread(self._path.stat)
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_ino
+
+    async def read(self, use: Callable[[Iterator[Definition]], _T]) -> _T | None:
+        """Return what `use` makes of the copy on disk, on a thread; None when there is none, or it is damaged."""
+        found = await asyncio.to_thread(read_copy, self._path.parent, use)
+        if found is None and await self.version() is not None:
+            await asyncio.to_thread(self._etag_path.unlink, missing_ok=True)
+            self._refreshed_s = None
+        return found
 
     async def lookup(self, keys: Collection[str]) -> dict[str, Definition]:
         """Return what the copy on disk says of the keys; empty without a copy, or when it is damaged."""

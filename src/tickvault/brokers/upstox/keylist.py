@@ -9,12 +9,13 @@ from yarl import URL
 
 from tickvault.brokers.upstox.api import get
 from tickvault.errors import FeedUnavailable
-from tickvault.subscriptions import parse_subscription
+from tickvault.selections import parse_selection
 
 if TYPE_CHECKING:
     import aiohttp
 
-    from tickvault.model import Mode, Subscription
+    from tickvault.model import Mode
+    from tickvault.selections import Selection
 
 __all__ = ["InstrumentsUrl"]
 
@@ -24,25 +25,29 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class InstrumentsUrl:
-    """A URL that answers with `{"instruments": [key, …]}`; a key may have `@mode` behind it.
+    """A URL that answers with `{"instruments": [key, …]}`; other selections stand there as well as keys.
 
-    Calling it reads the URL again. Call it at each reconnect: it is what a feed takes as its subscriptions.
+    Calling it reads the URL again. Call it at each reconnect.
 
     Args:
         url: its query may hold a secret; never quoted.
         session: the program's HTTP session; not closed here.
         default_mode: of keys that name none.
+
+    Attributes:
+        skipped: what is wrong with items of the list in force, in words.
     """
 
     def __init__(self, url: str, session: aiohttp.ClientSession, default_mode: Mode) -> None:
+        self.skipped: tuple[str, ...] = ()
         self._url = URL(url)
         self._session = session
         self._default_mode = default_mode
-        self._last: tuple[Subscription, ...] = ()
+        self._last: tuple[Selection, ...] = ()
         self._malformed: frozenset[str] = frozenset()
         self._failed: str | None = None
 
-    async def __call__(self) -> tuple[Subscription, ...]:
+    async def __call__(self) -> tuple[Selection, ...]:
         """Return the list as it is now, or the last good one when it cannot be had.
 
         Raises:
@@ -59,7 +64,7 @@ class InstrumentsUrl:
                 log.warning("instruments_url.failed", error=self._failed, keys_kept=len(self._last))
         return self._last
 
-    async def _read(self) -> tuple[Subscription, ...]:
+    async def _read(self) -> tuple[Selection, ...]:
         what = "the instruments URL"
         headers = {"Accept": "application/json", "Cache-Control": "no-cache"}
         answer = await get(self._session, self._url, what=what, headers=headers, max_bytes=MAX_KEYS_BYTES)
@@ -69,18 +74,19 @@ class InstrumentsUrl:
         items = body.get("instruments") if isinstance(body, dict) else None
         if not isinstance(items, list):
             raise FeedUnavailable(f'{what} answers without a list; expected {{"instruments": ["NSE_EQ|…", …]}}')
-        subscriptions: dict[str, Subscription] = {}
-        malformed = set()
+        selections: dict[object, Selection] = {}
+        malformed: dict[str, str] = {}
         for item in items:
             try:
-                subscription = parse_subscription(item if isinstance(item, str) else "", self._default_mode)
-            except ValueError:
-                malformed.add(str(item)[:100])
+                one = parse_selection(item if isinstance(item, str) else "", self._default_mode, typed=False)
+            except ValueError as exc:
+                malformed[str(item)[:100]] = str(exc)
             else:
-                subscriptions.setdefault(subscription.instrument_key, subscription)
-        if malformed - self._malformed:
+                selections.setdefault(one.what, one)
+        if malformed.keys() - self._malformed:
             log.warning("instruments_url.keys_skipped", count=len(malformed), examples=sorted(malformed)[:5])
         self._malformed = frozenset(malformed)
-        if not subscriptions:
+        if not selections:
             raise FeedUnavailable(f"{what} names no usable instrument")
-        return tuple(subscriptions.values())
+        self.skipped = tuple(f"{what}: {why}" for why in malformed.values())
+        return tuple(selections.values())

@@ -1,0 +1,105 @@
+"""The planned sockets side by side: one feed each, opened when the plan asks for it, and never closed before the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from tickvault.errors import FeedUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tickvault.brokers.upstox.feed import Feed
+    from tickvault.brokers.upstox.selector import Selector
+    from tickvault.model import Subscription
+
+__all__ = ["Sockets"]
+
+
+class Sockets:
+    """Runs the feeds that the plan asks for.
+
+    Args:
+        selector: keeps the plan; reviewed already.
+        open_feed: makes the feed of a socket (from 0), which asks for its subscriptions.
+
+    Attributes:
+        feeds: by socket.
+    """
+
+    def __init__(
+        self,
+        selector: Selector,
+        open_feed: Callable[[int, Callable[[], Awaitable[tuple[Subscription, ...]]]], Feed],
+    ) -> None:
+        self.feeds: list[Feed] = []
+        self._selector = selector
+        self._open_feed = open_feed
+        self._served: list[dict[str, Subscription]] = []
+        self._group: asyncio.TaskGroup | None = None
+        self._stopping = asyncio.Event()
+        self._failure: Exception | None = None
+
+    @property
+    def frames(self) -> int:
+        """Binary messages received, over all sockets."""
+        return sum(feed.frames for feed in self.feeds)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Receive until `stopping` is set; then everything read is in the inbox, and all connections are closed.
+
+        Raises:
+            TokenRefused: at the very first attempt of the first socket, of a static token.
+        """
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            keeper = group.create_task(self._keep(), name="sockets:keep")
+            ender = group.create_task(self._end_when(stopping), name="sockets:stopping")
+            await self._stopping.wait()
+            keeper.cancel()
+            ender.cancel()
+        if self._failure is not None:
+            raise self._failure
+
+    def apply(self) -> None:
+        """Open the sockets that the plan has besides, and tell open connections what has come and gone."""
+        assert self._group is not None
+        for socket in range(len(self.feeds), max(1, len(self._selector.plan.sockets))):
+            self._served.append({})
+            self.feeds.append(self._open_feed(socket, self._asked_by(socket)))
+            self._group.create_task(self._receive(self.feeds[socket]), name=f"feed:{socket + 1}")
+        for socket, (feed, planned) in enumerate(zip(self.feeds, self._selector.plan.sockets, strict=False)):
+            served = self._served[socket]
+            wanted = {one.instrument_key: one for one in planned}
+            new = tuple(one for key, one in wanted.items() if served.get(key) != one)
+            gone = tuple(key for key, one in served.items() if wanted.get(key) != one)
+            if (new or gone) and feed.change(new, gone):
+                self._served[socket] = wanted
+
+    async def _end_when(self, stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        self._stopping.set()
+
+    async def _keep(self) -> None:
+        while True:
+            self.apply()
+            await asyncio.sleep(self._selector.pause_s)
+            with contextlib.suppress(FeedUnavailable):  # the feed says so, at each attempt
+                await self._selector.review()
+
+    async def _receive(self, feed: Feed) -> None:
+        try:
+            await feed.run(self._stopping)
+        except Exception as exc:  # noqa: BLE001 - whatever ends one socket, the others hand over what they have read
+            self._failure = self._failure or exc
+            self._stopping.set()
+
+    def _asked_by(self, socket: int) -> Callable[[], Awaitable[tuple[Subscription, ...]]]:
+        async def subscriptions() -> tuple[Subscription, ...]:
+            found = await self._selector.subscriptions(socket)
+            self._served[socket] = {one.instrument_key: one for one in found}
+            return found
+
+        return subscriptions
