@@ -26,12 +26,19 @@ CLEAN = {name: value for name, value in os.environ.items() if name in {"PATH", "
 class Running:
     """A started command, its output going to a file."""
 
-    def __init__(self, words: list[str], environ: Mapping[str, str], folder: Path, name: str) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        environ: Mapping[str, str],
+        folder: Path,
+        name: str,
+        program: tuple[str, ...] = (str(PROGRAM),),
+    ) -> None:
         self.output = folder / f"{name}.out"
         self.errors = folder / f"{name}.err"
         with self.output.open("ab") as out, self.errors.open("ab") as err:
             self.process = subprocess.Popen(
-                [str(PROGRAM), *words], env={**CLEAN, **environ}, cwd=folder, stdout=out, stderr=err
+                [*program, *words], env={**CLEAN, **environ}, cwd=folder, stdout=out, stderr=err
             )
 
     @property
