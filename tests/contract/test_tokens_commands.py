@@ -18,16 +18,16 @@ from aiohttp.test_utils import TestServer, unused_port
 from typer.testing import CliRunner
 from yarl import URL
 
-from tickvault import token_commands
 from tickvault.brokers.upstox.login import Client
 from tickvault.brokers.upstox.probe import Pace
 from tickvault.brokers.upstox.token_files import stored_token
 from tickvault.cli import app as program
+from tickvault.commands import token as token_commands
+from tickvault.commands.token import app, log_in
 from tickvault.datafolder import DataFolder
 from tickvault.errors import ConfigurationError, Refused
 from tickvault.settings.table import KNOWN
 from tickvault.simulator import Simulator, SimulatorSettings
-from tickvault.token_commands import app, log_in
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -192,7 +192,7 @@ def test_a_rewind_that_moves_nothing_says_so(tmp_path: Path) -> None:
     assert "10 frames" in shown
 
 
-@pytest.mark.parametrize("words", [[], ["journal"], ["instruments"]])
+@pytest.mark.parametrize("words", [[], ["journal"], ["instruments"], ["token"]])
 def test_what_each_command_does_can_be_read_on_a_narrow_terminal(tmp_path: Path, words: list[str]) -> None:
     """No line of the list of commands is cut off at 80 columns."""
     shown = call(*words, "--help", environ={"COLUMNS": "80"}, folder=tmp_path).stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -13,8 +12,8 @@ from rich.text import Text
 
 from tickvault import render
 from tickvault.batching import IST
+from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, settings_of
 from tickvault.errors import ConfigurationError
-from tickvault.settings import load_settings
 
 if TYPE_CHECKING:
     from tickvault.day import Day
@@ -25,22 +24,17 @@ __all__ = ["day", "show"]
 _SHOWN: Final = 10  # lines of a list that may be long
 
 _DATE: Final = "Date in India, as YYYY-MM-DD; default today."
-_FOLDER: Final = "Data folder; default TICKVAULT_DATA_DIR."
 
 
 def day(
     date: Annotated[str | None, typer.Argument(help=_DATE, show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    data_dir: Annotated[Path | None, typer.Option("--data-dir", help=_FOLDER, show_default=False)] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)
-    ] = None,
-    env_file: Annotated[Path, typer.Option("--env-file", help="File with settings as NAME=value.")] = Path(".env"),
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    config: Config = None,
+    env_file: EnvFile = Path(".env"),
 ) -> None:
     """Say whether a day is complete; exit 1 if anything is missing."""
-    overrides = {} if data_dir is None else {"TICKVAULT_DATA_DIR": str(data_dir)}
-    settings = load_settings(environ=os.environ, env_file=env_file, config_file=config, overrides=overrides)
-    if not show(settings, date, as_json=as_json):
+    if not show(settings_of(data_dir, config, env_file), date, as_json=as_json):
         raise typer.Exit(1)
 
 

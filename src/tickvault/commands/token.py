@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import os
 import random
 import sys
 import time
@@ -27,40 +26,32 @@ from tickvault.brokers.upstox.jwt import IST, can_probably_trade, described, exp
 from tickvault.brokers.upstox.login import Callback, Client, code_of, dialog_url, exchange, new_state
 from tickvault.brokers.upstox.token_files import STORED_NAME, Origin, cleaned, store_token
 from tickvault.brokers.upstox.tokens import Tokens
+from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, settings_of, show_help
 from tickvault.datafolder import holder
 from tickvault.errors import ConfigurationError, Refused
-from tickvault.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tickvault.brokers.upstox.token_files import Found
+    from tickvault.settings import Settings
 
 __all__ = ["app", "log_in", "login", "probe", "set_command", "show"]
 
 _MAX_INPUT: Final = 64 * 1024  # characters of stdin; a token has some 500
 _PUBLIC_KEYS: Final = "NSE_INDEX|Nifty 50,NSE_INDEX|Nifty Bank,NSE_EQ|INE002A01018,NSE_EQ|INE040A01034"
 
-app = typer.Typer(help="Put the broker's access token in place, and see what is there.")
-
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Data folder; default TICKVAULT_DATA_DIR.", show_default=False)
-]
-Config = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)]
-EnvFile = Annotated[Path, typer.Option("--env-file", help="File with settings as NAME=value.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-@app.callback(invoke_without_command=True)
-def _root(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+app = typer.Typer(help="Put the broker's access token in place, and see it.")
+app.callback(invoke_without_command=True)(show_help)
 
 
 @app.command("set")
 def set_command(data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")) -> None:
-    """Store a token, read from stdin or a hidden prompt; a running recorder takes it within seconds."""
-    settings = _settings(data_dir, config, env_file)
+    """Store a token, read from stdin or a hidden prompt.
+
+    A running recorder takes it within seconds.
+    """
+    settings = settings_of(data_dir, config, env_file)
     _put(settings, cleaned(_asked("Access token (not shown)", hidden=True)))
 
 
@@ -68,8 +59,11 @@ def set_command(data_dir: DataDir = None, config: Config = None, env_file: EnvFi
 def show(
     as_json: AsJson = False, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
 ) -> None:
-    """Show kind, expiry and place of every token there is, the one tried first on top; never the token."""
-    settings = _settings(data_dir, config, env_file)
+    """Show kind, expiry and place of each token, never the token.
+
+    The one that is tried first is on top.
+    """
+    settings = settings_of(data_dir, config, env_file)
     found = asyncio.run(_look(settings))
     url = settings.upstox.token_url
     if not found and url is None:
@@ -100,8 +94,11 @@ def login(
     config: Config = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
-    """Log in with a browser (OAuth) and store the daily token; a running recorder takes it within seconds."""
-    settings = _settings(data_dir, config, env_file)
+    """Log in with a browser (OAuth), and store the daily token.
+
+    A running recorder takes it within seconds.
+    """
+    settings = settings_of(data_dir, config, env_file)
     client = _client(settings)
     ask = partial(_asked, "The address that the browser was sent to", hidden=False) if paste else None
     _put(settings, asyncio.run(log_in(client, ask=ask, port=port, timeout_s=timeout_s, say=_say)))
@@ -160,8 +157,11 @@ def probe(
     config: Config = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
-    """Measure what the broker's documentation leaves open, and write a fact sheet without secrets, prices or account."""
-    settings = _settings(data_dir, config, env_file)
+    """Measure what the broker's documentation leaves open.
+
+    Writes a fact sheet without secrets, prices or account.
+    """
+    settings = settings_of(data_dir, config, env_file)
     watched = tuple(dict.fromkeys(key.strip() for key in keys.split(",") if key.strip()))
     if not 1 <= len(watched) <= probing.MAX_KEYS:
         raise ConfigurationError(f"--keys: expected 1 to {probing.MAX_KEYS} keys, got {len(watched)}")
@@ -268,8 +268,3 @@ def _confirmed() -> bool:
 
 def _say(text: str) -> None:
     typer.echo(text)
-
-
-def _settings(data_dir: Path | None, config: Path | None, env_file: Path) -> Settings:
-    overrides = {} if data_dir is None else {"TICKVAULT_DATA_DIR": str(data_dir)}
-    return load_settings(environ=os.environ, env_file=env_file, config_file=config, overrides=overrides)
