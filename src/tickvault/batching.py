@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from tickvault.brokers.upstox.wire import decode, instrument_rows, last_versions
-from tickvault.model import SCHEMAS, TABLES, Batch, Gap
+from tickvault.model import IST, SCHEMAS, TABLES, Batch, Gap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from tickvault.ledger import Ledger
     from tickvault.reading import Chunk
 
-__all__ = ["IST", "gap_rows", "joined", "to_batch"]
-
-IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30), "IST")
+__all__ = ["gap_rows", "joined", "to_batch"]
 
 
 def to_batch(chunk: Chunk, *, recorder_id: str, ledger: Ledger) -> Batch:

@@ -11,7 +11,8 @@ import datetime as dt
 import math
 from typing import TYPE_CHECKING, Final
 
-from tickvault.batching import IST, joined, to_batch
+from tickvault.batching import joined, to_batch
+from tickvault.model import IST
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tickvault import query, survey
-from tickvault.batching import IST
 from tickvault.datafolder import holder
 from tickvault.ledger import KINDS, Interval, Ledger, State, intervals
-from tickvault.model import segment_of
+from tickvault.model import IST, segment_of
 from tickvault.state import open_reader, read_view
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ import aiohttp
 import structlog
 
 from tickvault import render
-from tickvault.batching import IST
 from tickvault.brokers.upstox.instruments import COPY, InstrumentList, read_copy
 from tickvault.brokers.upstox.planner import arithmetic, plan
 from tickvault.brokers.upstox.resolve import Listing, Resolution, needs_list, resolve
 from tickvault.brokers.upstox.selector import read_files
 from tickvault.datafolder import holder
 from tickvault.errors import ConfigurationError, FeedUnavailable, Refused
+from tickvault.model import IST
 from tickvault.selections import parse_selections
 
 if TYPE_CHECKING:

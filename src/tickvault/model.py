@@ -6,6 +6,7 @@ depend on besides frames; a *batch* is what one delivery to one sink carries.
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    import datetime as dt
     from collections.abc import Collection, Mapping
 
 __all__ = [
+    "IST",
     "SCHEMAS",
     "TABLES",
     "Batch",
@@ -32,6 +33,8 @@ __all__ = [
     "Subscription",
     "segment_of",
 ]
+
+IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30), "IST")  # India has no summer time
 
 _US: Final = pa.timestamp("us", tz="UTC")
 _MS: Final = pa.timestamp("ms", tz="UTC")

@@ -12,11 +12,10 @@ from typer.testing import CliRunner
 
 from tickvault import day as days
 from tickvault import query
-from tickvault.batching import IST
 from tickvault.cli import app
 from tickvault.journal import Fact
 from tickvault.ledger import Sessions
-from tickvault.model import Gap
+from tickvault.model import IST, Gap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

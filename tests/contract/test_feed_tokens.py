@@ -14,12 +14,11 @@ from structlog.testing import capture_logs
 from tickvault.brokers.upstox import tokens as module
 from tickvault.brokers.upstox.api import UpstoxApi
 from tickvault.brokers.upstox.feed import Feed, FeedState, Patience
-from tickvault.brokers.upstox.jwt import IST
 from tickvault.brokers.upstox.plan import RateLimit
 from tickvault.brokers.upstox.token_files import store_token
 from tickvault.brokers.upstox.tokens import Tokens, TokenUrl
 from tickvault.errors import FeedUnavailable, TokenRefused
-from tickvault.model import Mode, Subscription
+from tickvault.model import IST, Mode, Subscription
 from tickvault.simulator import Simulator, SimulatorSettings
 from tickvault.simulator.script import RotateToken
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from tickvault.brokers.upstox.jwt import IST
 from tickvault.brokers.upstox.renewal import is_renewal_time, next_session_open_ns
 from tickvault.brokers.upstox.token_files import store_token
 from tickvault.brokers.upstox.tokens import Tokens
 from tickvault.intake import token_notices
 from tickvault.journal import Fact
+from tickvault.model import IST
 from tickvault.tokenwatch import TokenWatch
 
 if TYPE_CHECKING:

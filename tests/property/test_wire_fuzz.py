@@ -11,10 +11,9 @@ from doubles import AT_MS, AT_NS, DAY_MS, payload
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tickvault.batching import IST
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.brokers.upstox.wire import Decoded, decode
-from tickvault.model import SCHEMAS, TABLES, Definition, Frame
+from tickvault.model import IST, SCHEMAS, TABLES, Definition, Frame
 
 Row = dict[str, Any]
 

@@ -11,9 +11,9 @@ import typer
 from rich.text import Text
 
 from tickvault import render
-from tickvault.batching import IST
 from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, settings_of
 from tickvault.errors import ConfigurationError
+from tickvault.model import IST
 
 if TYPE_CHECKING:
     from tickvault.day import Day

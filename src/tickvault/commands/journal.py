@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 
 from tickvault import pipeline, render, snapshots, survey
-from tickvault.batching import IST
 from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, settings_of, show_help
 from tickvault.datafolder import holder, recorded
 from tickvault.errors import ConfigurationError, Refused, TickvaultError
+from tickvault.model import IST
 from tickvault.state import read_view
 
 __all__ = ["app", "rewind"]

@@ -22,13 +22,14 @@ from tickvault import render
 from tickvault.addresses import bare_url
 from tickvault.brokers.upstox import probe as probing
 from tickvault.brokers.upstox.api import UpstoxApi
-from tickvault.brokers.upstox.jwt import IST, can_probably_trade, described, expiry, read_claims
+from tickvault.brokers.upstox.jwt import can_probably_trade, described, expiry, read_claims
 from tickvault.brokers.upstox.login import Callback, Client, code_of, dialog_url, exchange, new_state
 from tickvault.brokers.upstox.token_files import STORED_NAME, Origin, cleaned, store_token
 from tickvault.brokers.upstox.tokens import Tokens
 from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, settings_of, show_help
 from tickvault.datafolder import holder
 from tickvault.errors import ConfigurationError, Refused
+from tickvault.model import IST
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from tickvault.errors import ConfigurationError
+from tickvault.model import IST
 
 __all__ = [
     "ALWAYS_OPEN",
     "EXCHANGES",
     "HOLIDAY_TYPES",
-    "IST",
     "Calendar",
     "Holiday",
     "Hours",
@@ -28,7 +28,6 @@ __all__ = [
     "parse_time_s",
 ]
 
-IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30))
 DAY_S: Final = 86_400.0
 HOLIDAY_TYPES: Final = ("TRADING_HOLIDAY", "SETTLEMENT_HOLIDAY", "SPECIAL_TIMING")
 _TIME: Final = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d{1,3})?))?")

@@ -8,6 +8,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from tickvault.model import IST
 from tickvault.simulator.universe import Kind
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["master_list", "master_row"]
 
-_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30))
 _FREEZE_LOTS: Final = 24.0  # an order of more lots than this has to be split; the true figure differs by instrument
 
 
@@ -74,7 +74,7 @@ def master_row(one: Instrument, universe: Sequence[Instrument]) -> dict[str, obj
         return row | {"isin": one.isin, "short_name": one.symbol, "security_type": "NORMAL"}
     spot = universe[one.underlying]
     kind = "EQUITY" if spot.kind is Kind.EQUITY else "INDEX"
-    last = dt.datetime.combine(one.expiry, dt.time(23, 59, 59), _IST)
+    last = dt.datetime.combine(one.expiry, dt.time(23, 59, 59), IST)
     return row | {
         "weekly": one.weekly,
         "expiry": int(last.timestamp()) * 1000,

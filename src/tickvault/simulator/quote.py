@@ -6,6 +6,7 @@ import datetime as dt
 import math
 from typing import TYPE_CHECKING, Final
 
+from tickvault.model import IST
 from tickvault.simulator.book import Book
 from tickvault.simulator.pricing import RATE, YEAR_S, black_scholes, day_start_ms, smile
 from tickvault.simulator.universe import Kind
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Candle", "Quote"]
 
-_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30))
 _YEAR_MS: Final = 365 * 86_400_000
 _MINUTE_MS: Final = 60_000
 _LAST_HOUR: Final = 3_600_000  # time value never goes below an hour's: a contract that ran out is still quoted
@@ -271,4 +271,4 @@ def _factor(one: Instrument, climate: Climate) -> float:
 
 
 def _expiry_ms(expiry: dt.date) -> int:
-    return int(dt.datetime.combine(expiry, dt.time(15, 30), _IST).timestamp() * 1000)
+    return int(dt.datetime.combine(expiry, dt.time(15, 30), IST).timestamp() * 1000)

@@ -20,6 +20,7 @@ from tickvault.brokers.upstox.api import UpstoxApi, get
 from tickvault.brokers.upstox.phases import Calendar, calendar_of
 from tickvault.durable import replace_file
 from tickvault.errors import FeedUnavailable, TokenRefused
+from tickvault.model import IST
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -39,7 +40,6 @@ REFRESH_S: Final = 6 * 3600.0  # hours are announced days before; a change withi
 RETRY_S: Final = 300.0
 MAX_COPY_BYTES: Final = 1024 * 1024
 
-_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30), "IST")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -153,7 +153,7 @@ class MarketCalendar:
         self._holidays, self._timings = holidays, timings
 
     def _today(self) -> dt.date:
-        return dt.datetime.fromtimestamp(self._wall_ns() / 1e9, _IST).date()
+        return dt.datetime.fromtimestamp(self._wall_ns() / 1e9, IST).date()
 
     def _news(self, today: dt.date) -> Mapping[str, object] | None:
         told = dt.timedelta(days=DAYS_TOLD)

@@ -6,6 +6,7 @@ import datetime as dt
 from typing import TYPE_CHECKING, Final
 
 from tickvault.brokers.upstox.phases import Phase
+from tickvault.model import IST
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["is_over"]
 
-_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30), "IST")
 # The closing session of equities ends 45 min behind their hours; an end that nobody told is not waited for longer.
 _LONGEST_NS: Final = 3600 * 1_000_000_000
 _TRADING: Final = frozenset({Phase.OPEN, Phase.PRE_OPEN, Phase.CLOSING})
@@ -30,7 +30,7 @@ def is_over(segments: Collection[str], calendar: Calendar, phases: Mapping[str, 
             waited for, up to an hour.
         at_ns: UTC wall clock in ns.
     """
-    today = dt.datetime.fromtimestamp(at_ns / 1e9, _IST).date()
+    today = dt.datetime.fromtimestamp(at_ns / 1e9, IST).date()
     wanted = segments or calendar.segments
     return bool(wanted) and all(
         calendar.knows(segment) and _is_over(calendar, segment, phases.get(segment), today, at_ns) for segment in wanted

@@ -26,7 +26,7 @@ from yarl import URL
 from tickvault.brokers.upstox.api import get
 from tickvault.durable import replace_file
 from tickvault.errors import FeedUnavailable
-from tickvault.model import Definition
+from tickvault.model import IST, Definition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -44,7 +44,6 @@ DOWNLOAD_TIMEOUT_S: Final = 120.0
 REFRESH_AFTER_S: Final = 1800.0  # the list changes about 06:00 IST and now and then during the day
 RETRY_AFTER_S: Final = 300.0  # reconnects in a row must not each wait for a list that cannot be had
 
-_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30))
 COPY: Final = "instruments.json.gz"  # in the data folder
 _BETWEEN_ROWS: Final = re.compile(r"[\s,\[]*")
 
@@ -179,7 +178,7 @@ def _definition(key: str, row: Mapping[str, object]) -> Definition:
 
 @lru_cache(maxsize=1024)
 def _expiry(expiry_ms: float) -> dt.date:
-    return dt.datetime.fromtimestamp(expiry_ms / 1000, _IST).date()
+    return dt.datetime.fromtimestamp(expiry_ms / 1000, IST).date()
 
 
 def _text(row: Mapping[str, object], name: str) -> str | None:

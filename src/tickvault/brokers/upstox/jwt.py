@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from tickvault.model import IST
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
 __all__ = [
-    "IST",
     "Claims",
     "Expiry",
     "Kind",
@@ -31,7 +32,6 @@ __all__ = [
     "warnings_due",
 ]
 
-IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30), "IST")
 _NS: Final = 1_000_000_000
 _HOUR_NS: Final = 3600 * _NS
 _DAY_NS: Final = 24 * _HOUR_NS

@@ -16,14 +16,13 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from tickvault.ledger import Sessions
-from tickvault.model import segment_of
+from tickvault.model import IST, segment_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 __all__ = ["Calendar", "Hours", "Phase", "calendar_of", "exchange_of", "phase"]
 
-_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30), "IST")
 _NS_PER_MS: Final = 1_000_000
 _NS_PER_S: Final = 1_000_000_000
 _DAY_NS: Final = 86_400 * _NS_PER_S  # every day: India has no summer time
@@ -198,11 +197,11 @@ def _counts(said_ns: int, at_ns: int, hours: Hours | None) -> bool:
 
 
 def _date(at_ns: int) -> dt.date:
-    return dt.datetime.fromtimestamp(at_ns // _NS_PER_S, _IST).date()
+    return dt.datetime.fromtimestamp(at_ns // _NS_PER_S, IST).date()
 
 
 def _midnight_ns(date: dt.date) -> int:
-    return int(dt.datetime(date.year, date.month, date.day, tzinfo=_IST).timestamp()) * _NS_PER_S
+    return int(dt.datetime(date.year, date.month, date.day, tzinfo=IST).timestamp()) * _NS_PER_S
 
 
 def calendar_of(holidays: Iterable[Mapping[str, Any]], timings: Mapping[str, Iterable[Mapping[str, Any]]]) -> Calendar:

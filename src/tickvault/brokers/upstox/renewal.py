@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Final
 
-from tickvault.brokers.upstox.jwt import IST
+from tickvault.model import IST
 
 __all__ = ["is_renewal_time", "next_session_open_ns"]
 

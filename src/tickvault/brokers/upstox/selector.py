@@ -20,6 +20,7 @@ import structlog
 from tickvault.brokers.upstox.planner import EMPTY, arithmetic, plan
 from tickvault.brokers.upstox.resolve import Listing, Resolution, needs_list, resolve
 from tickvault.errors import ConfigurationError, FeedUnavailable
+from tickvault.model import IST
 from tickvault.selections import Key, ListFile, Selection, Symbol, lines_of, parse_selection
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ FIRST_LIST_S: Final = 5.0  # of waiting for the list at start; then the copy ser
 
 # What has a fixed number of keys: too many of these are a mistake in the settings, and not the market's doing.
 _FIXED: Final = (Key, Symbol, ListFile)
-_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30))
 _MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 _SHOWN: Final = 5
 
@@ -46,7 +46,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 def session_date(now_ns: int) -> dt.date:
     """Return the day of the session that a time belongs to; the next one begins at 08:30 in India."""
-    return (dt.datetime.fromtimestamp(now_ns / 1e9, _IST) - MORNING).date()
+    return (dt.datetime.fromtimestamp(now_ns / 1e9, IST) - MORNING).date()
 
 
 def read_files(selections: Iterable[Selection]) -> tuple[list[Selection], list[str]]:

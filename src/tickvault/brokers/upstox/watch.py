@@ -21,7 +21,7 @@ from tickvault.brokers.upstox.findings import Condition, Fact, Verdict, WatchRep
 from tickvault.brokers.upstox.freshness import SegmentWatch, WatchSettings
 from tickvault.brokers.upstox.observe import Show
 from tickvault.brokers.upstox.phases import Calendar, Phase, phase
-from tickvault.model import segment_of
+from tickvault.model import IST, segment_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Watch"]
 
-_IST: Final = dt.timezone(dt.timedelta(hours=5, minutes=30), "IST")
 _NS_PER_S: Final = 1_000_000_000
 # A status that says open so long after the calendar's end is one whose successor was missed.
 OVERDUE_NS: Final = 60_000_000_000
@@ -280,7 +279,7 @@ class Watch:
 
 
 def _date(at_ns: int) -> dt.date:
-    return dt.datetime.fromtimestamp(at_ns // _NS_PER_S, _IST).date()
+    return dt.datetime.fromtimestamp(at_ns // _NS_PER_S, IST).date()
 
 
 def _day(at_s: int) -> int:

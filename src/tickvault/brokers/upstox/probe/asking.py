@@ -18,13 +18,13 @@ from aiohttp import ClientWSTimeout, WSMsgType
 from yarl import URL
 
 from tickvault.brokers.upstox.api import USER_AGENT, describe
-from tickvault.brokers.upstox.jwt import IST, Kind, read_claims
+from tickvault.brokers.upstox.jwt import Kind, read_claims
 from tickvault.brokers.upstox.plan import Method, RateLimit, new_guid, request_bytes
 from tickvault.brokers.upstox.probe.frames import grid, minutes, parts, spread
 from tickvault.brokers.upstox.probe.line import CLOSE_S, Ended, Line
 from tickvault.brokers.upstox.probe.sheet import Finding, Sheet
 from tickvault.errors import FeedUnavailable, TokenRefused
-from tickvault.model import Mode, segment_of
+from tickvault.model import IST, Mode, segment_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
