@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COVERAGE_SQL", "register"]
 
-# A gap of the recorder or of a connection concerns every instrument: which keys a connection carried is not in the table.
+# A gap of the recorder concerns every instrument; one of a connection concerns those that it carries, and all of which
+# nothing says what carries them.
 # An open gap lasts to the end of what is asked. Ticks count by when they were received, as gaps do.
 COVERAGE_SQL: Final = """
 CREATE OR REPLACE MACRO coverage(wanted, since, until) AS TABLE
@@ -29,7 +30,11 @@ WITH asked AS (
     scope, subject, reason, planned, detail
   FROM gaps, asked
   WHERE opened_at < asked_to AND coalesce(closed_at, asked_to) > asked_from
-    AND (scope IN ('recorder', 'connection')
+    AND (scope = 'recorder'
+      OR (scope = 'connection' AND coalesce((
+        SELECT bool_or(c.subject = gaps.subject) FROM journal_tail.carried c
+        WHERE c.instrument_key = asked.instrument_key
+          AND c.from_us <= epoch_us(opened_at) AND epoch_us(opened_at) < c.to_us), true))
       OR (scope = 'segment' AND subject IN ('', split_part(asked.instrument_key, '|', 1)))
       OR (scope = 'instrument' AND subject = asked.instrument_key))
 )
@@ -42,5 +47,9 @@ ORDER BY missing.gap_from, missing.scope, missing.subject
 
 
 def register(db: duckdb.DuckDBPyConnection) -> None:
-    """Add the table function `coverage(instrument_key, from, to)` to a connection that has the views ticks and gaps."""
+    """Add the table function `coverage(instrument_key, from, to)`.
+
+    Args:
+        db: has the views ticks and gaps, and journal_tail.carried (instrument_key, subject, from_us, to_us).
+    """
     db.execute(COVERAGE_SQL)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import datetime as dt
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from tickvault import query, survey
 from tickvault.datafolder import holder
-from tickvault.ledger import KINDS, Interval, Ledger, State, intervals
+from tickvault.ledger import KINDS, Asked, Interval, Ledger, State, intervals
 from tickvault.model import IST, segment_of
 from tickvault.state import open_reader, read_view
 
@@ -132,17 +132,6 @@ class _Span:
     over: bool  # the whole day lies behind us
 
 
-@dataclass(slots=True)
-class _Subscribed:
-    """Which keys were subscribed to during a day, and when first."""
-
-    since_ns: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def segments(self) -> set[str]:
-        return {segment_of(key) for key in self.since_ns}
-
-
 def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] | None = None) -> Day:
     """Judge a day.
 
@@ -162,12 +151,12 @@ def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] |
         stats = survey.stats(folder)
         running = holder(data_dir) is not None
         span = _Span(begin_ns, min(end_ns, max(begin_ns, now_ns)), over=now_ns >= end_ns)
-        asked = _subscribed(events, span)
+        ledger = Ledger(events)
+        asked = Asked(events, span.from_ns, span.to_ns, ledger.sessions)
         seqs = survey.last_seq_before(folder, span.from_ns), survey.last_seq_before(folder, span.to_ns)
         stores = _stores(data_dir, db, seqs, sinks)
         rows = {table: _count(db, table, seqs) for table in _TABLES}
         late = _late(db, asked, span)
-    ledger = Ledger(events)
     hours_known = bool(ledger.sessions.windows) and ledger.sessions.from_ns <= begin_ns < ledger.sessions.to_ns
     judged = span if hours_known else _recorded_part(events, span, stats.last_ns, running=running)
     segments = sorted(asked.segments or ledger.segments or ledger.sessions.windows)
@@ -203,33 +192,7 @@ def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] |
     )
 
 
-def _subscribed(events: Iterable[Event], span: _Span) -> _Subscribed:
-    """Return what was subscribed to: on connections open when the day began, and since."""
-    open_since: dict[object, dict[str, int]] = {}
-    found: dict[str, int] = {}
-    for event in events:
-        if event.at_ns >= span.to_ns:
-            break
-        number = event.body.get("conn")
-        ended = event.kind == "conn" and event.body.get("state") in {"closed", "open"}
-        if event.kind == "start":
-            open_since.clear()
-        elif ended and event.at_ns < span.from_ns:
-            open_since.pop(number, None)
-        elif event.kind == "sub" and isinstance(keys := event.body.get("keys"), list):
-            for key in keys:
-                open_since.setdefault(number, {}).setdefault(str(key), event.at_ns)
-        if event.at_ns >= span.from_ns:
-            for since in open_since.values():
-                for key, at_ns in since.items():
-                    found[key] = min(at_ns, found.get(key, at_ns))
-            open_since.clear()
-    for since in open_since.values():  # nothing has happened since the day began
-        found |= since
-    return _Subscribed(found)
-
-
-def _late(db: duckdb.DuckDBPyConnection, asked: _Subscribed, span: _Span) -> tuple[Late, ...]:
+def _late(db: duckdb.DuckDBPyConnection, asked: Asked, span: _Span) -> tuple[Late, ...]:
     """Return the keys whose first tick came late or not at all, the worst first."""
     if not asked.since_ns:
         return ()
@@ -267,7 +230,7 @@ def _recorded_part(events: Sequence[Event], span: _Span, last_ns: int, *, runnin
     return _Span(from_ns, to_ns, over=span.over)
 
 
-def _segment_day(segment: str, divided: Iterable[Interval], asked: _Subscribed) -> SegmentDay:
+def _segment_day(segment: str, divided: Iterable[Interval], asked: Asked) -> SegmentDay:
     states: dict[str, float] = {}
     for one in divided:
         states[one.state] = states.get(one.state, 0.0) + (one.to_ns - one.from_ns) / _NS

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import duckdb
+import pyarrow as pa
 
 from tickvault import coverage, survey
 from tickvault.batching import gap_rows, joined, to_batch
 from tickvault.datafolder import recorded
 from tickvault.errors import JournalDamaged, Refused
-from tickvault.ledger import Ledger
+from tickvault.ledger import Ledger, carriers
 from tickvault.model import SCHEMAS
 from tickvault.reading import JournalReader
 from tickvault.sinks.parquet import STORED, counting, scan
@@ -26,8 +27,6 @@ from tickvault.state import read_view
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-    import pyarrow as pa
 
     from tickvault.model import Batch
 
@@ -40,6 +39,9 @@ _TAIL_BYTES: Final = 16_000_000  # decoded at a time
 _MEMORY_LIMIT: Final = "1GB"
 _SINK: Final = "parquet"
 _TAIL: Final = "journal_tail"
+_CARRIED: Final = pa.schema(
+    {"instrument_key": pa.string(), "subject": pa.string(), "from_us": pa.int64(), "to_us": pa.int64()}
+)
 
 
 class _Moved(Exception):
@@ -50,6 +52,7 @@ class _Moved(Exception):
 class _Sources:
     files: Mapping[str, list[str]]
     tail: Mapping[str, pa.Table]
+    carried: pa.Table
 
 
 @contextmanager
@@ -80,6 +83,7 @@ def connect(data_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             db.execute(f"CREATE SCHEMA {_TAIL}")  # so that SHOW TABLES shows the five views and nothing else
             for name in SCHEMAS:
                 _view(db, name, sources)
+            db.from_arrow(sources.carried).create(f"{_TAIL}.carried")
             coverage.register(db)
             yield db
         finally:
@@ -105,7 +109,16 @@ def _sources(data_dir: Path, parquet: Path) -> _Sources:
         raise _Moved("the files were rewound")
     tail = _tail(folder, recorder_id, stored, stats.last_seq)
     gaps = gap_rows(view.gaps if view is not None else ())
-    return _Sources(files=files, tail={**tail, "gaps": gaps})
+    return _Sources(files=files, tail={**tail, "gaps": gaps}, carried=_carried(folder))
+
+
+def _carried(folder: Path) -> pa.Table:
+    """Return which connection carried what; nothing while there was only one."""
+    found = []
+    if any("socket" in event.body for event in survey.events(folder, ("conn",))):
+        found = carriers(survey.events(folder, ("start", "sub", "unsub")))
+    rows = [(one.instrument_key, one.subject, one.from_ns // 1000, one.to_ns // 1000) for one in found]
+    return pa.table(dict(zip(_CARRIED.names, zip(*rows, strict=True) if rows else ((),) * 4, strict=True)), _CARRIED)
 
 
 def _tail(folder: Path, recorder_id: str, after_seq: int, last_seq: int) -> Mapping[str, pa.Table]:

@@ -50,6 +50,19 @@ def subscribe(vault: Vault, *keys: str) -> None:
     vault.journal.append([fact("conn", 1, conn=1, state="open"), fact("sub", 1, conn=1, mode="full", keys=list(keys))])
 
 
+def on_two_sockets(vault: Vault, *more: Fact) -> None:
+    """Subscribe to a key on each of two sockets."""
+    vault.journal.append(
+        [
+            fact("conn", 1, conn=1, state="open"),
+            fact("sub", 1, conn=1, mode="full", keys=[KEY]),
+            fact("conn", 1, conn=2, state="open", socket=2),
+            fact("sub", 1, conn=2, mode="full", keys=[OTHER], socket=2),
+            *more,
+        ]
+    )
+
+
 def trade(vault: Vault, first_s: float, last_s: float, *keys: str) -> None:
     for at_s in (first_s, last_s):
         body = payload(1, keys=keys or (KEY,), at_ms=AT_MS + int(at_s * 1000))
@@ -176,6 +189,56 @@ def test_a_store_of_which_nothing_is_known_has_nothing(vault: Vault) -> None:
     assert days.look(vault.path, DATE, now_ns=AFTER, sinks=("influx",)).why == (behind,)
 
 
+def test_two_sockets_are_judged_by_what_each_has_missed(vault: Vault) -> None:
+    """A gap of the second one is missing, once, although the first delivers; both again is complete again."""
+    vault.journal.append([calendar(0, 10, 110)])
+    on_two_sockets(vault)
+    trade(vault, 1.5, 20, KEY, OTHER)
+    vault.journal.append(
+        [
+            fact("conn", 30, conn=2, state="closed", reason="lost", socket=2),
+            fact("conn", 40, conn=3, state="open", socket=2),
+            fact("sub", 40, conn=3, mode="full", keys=[OTHER], socket=2),
+        ]
+    )
+    trade(vault, 50, 112, KEY, OTHER)
+    vault.journal.append([fact("stop", 112)])
+    deliver(vault)
+    one = look(vault)
+    assert one.why == ("10.0 s disconnected",)
+    assert [(part.segment, part.recorded_s, part.keys) for part in one.segments] == [("NSE_EQ", 90.0, 2)]
+    assert one.late == ()
+
+
+def test_what_a_socket_that_never_opened_was_for_is_missing(vault: Vault) -> None:
+    """Although nobody has subscribed to it."""
+    hours = {"NSE_EQ": ((AT_NS + 10 * S, AT_NS + 50 * S),), "MCX_FO": ((AT_NS + 10 * S, AT_NS + 110 * S),)}
+    vault.journal.append([fact("calendar", 0, **Sessions(from_ns=MIDNIGHT - S, to_ns=AFTER + S, windows=hours).body())])
+    subscribe(vault, KEY)
+    vault.journal.append([fact("conn", 20, conn=2, state="failed", reason="refused", segments=["MCX_FO"], socket=2)])
+    trade(vault, 1.5, 112)
+    vault.journal.append([fact("stop", 112)])
+    deliver(vault)
+    one = look(vault)
+    assert one.why == ("90.0 s disconnected",)
+    assert [gap.segments for gap in one.missing] == [("MCX_FO",)]
+
+
+def test_what_left_before_the_market_opened_is_not_asked_for(vault: Vault) -> None:
+    """Yesterday's contracts; one that leaves while its segment trades had to be seen."""
+    vault.journal.append([calendar(0, 10, 110)])
+    subscribe(vault, KEY, OTHER, "NSE_EQ|C")
+    vault.journal.append([fact("unsub", 5, conn=1, keys=[OTHER])])
+    trade(vault, 6, 20)
+    vault.journal.append([fact("unsub", 30, conn=1, keys=["NSE_EQ|C"])])
+    trade(vault, 50, 112)
+    vault.journal.append([fact("stop", 112)])
+    deliver(vault)
+    one = look(vault)
+    assert one.why == ("1 of the subscribed instruments never seen: NSE_EQ|C",)
+    assert one.segments[0].keys == 2
+
+
 def run(vault: Vault, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(vault.path)  # no .env of the tree
     monkeypatch.setenv("TICKVAULT_DATA_DIR", str(vault.path))
@@ -240,3 +303,27 @@ def test_coverage_of_an_instrument(vault: Vault) -> None:
     ]
     assert [row[5] for row in covered(vault, OTHER)] == ["connection", "instrument", "segment"]
     assert covered(vault, OTHER)[0][:3] == (0, None, None)
+
+
+def test_coverage_tells_the_gaps_of_two_sockets_apart(vault: Vault) -> None:
+    """A gap of one concerns what that one carries, and what nobody knows of; the start concerns all."""
+    on_two_sockets(vault, fact("unsub", 60, conn=1, keys=[KEY]))
+    trade(vault, 10, 20, KEY, OTHER)
+    gaps = [("feed", 0, 1), ("feed", 30, 35), ("feed 2", 40, 45), ("feed 2", 70, 75)]
+    vault.state.put_gaps(
+        [
+            Gap(
+                scope="connection",
+                subject=subject,
+                opened_ns=AT_NS + begin * S,
+                closed_ns=AT_NS + end * S,
+                reason=f"{subject} {begin}",
+                planned=False,
+                detail="",
+            )
+            for subject, begin, end in gaps
+        ]
+    )
+    assert [row[5] for row in covered(vault, KEY)] == ["feed 0", "feed 30", "feed 2 70"]
+    assert [row[5] for row in covered(vault, OTHER)] == ["feed 2 40", "feed 2 70"]
+    assert [row[5] for row in covered(vault, "NSE_EQ|C")] == ["feed 0", "feed 30", "feed 2 40", "feed 2 70"]

@@ -26,6 +26,12 @@ SESSIONS = st.builds(
     ),
 ).map(lambda one: Sessions.of(one.body()))
 
+SOCKETS = st.just(1) | st.integers(2, 3)
+ASKED = st.fixed_dictionaries(
+    {"conn": st.integers(1, 4), "keys": st.lists(st.sampled_from(("NSE_EQ|A", "NSE_EQ|B", "NSE_FO|1")))},
+    optional={"socket": SOCKETS},
+)
+
 BODIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "start": st.fixed_dictionaries(
         {"last_ns": TIMES.map(lambda at: at * S), "clean": st.booleans()}, optional={"purpose": st.just("rewind")}
@@ -34,14 +40,14 @@ BODIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "stalled": st.fixed_dictionaries({"for_ns": TIMES.map(lambda at: at * S)}),
     "conn": st.fixed_dictionaries(
         {
-            "conn": st.integers(1, 3),
+            "conn": st.integers(1, 4),
             "state": st.sampled_from(("open", "closed", "failed", "carried")),
             "reason": st.sampled_from(("lost", "overrun", "stopped", "token_rejected", "unreachable")),
-        }
+        },
+        optional={"socket": SOCKETS, "segments": st.lists(st.sampled_from(SEGMENTS))},
     ),
-    "sub": st.fixed_dictionaries(
-        {"conn": st.integers(1, 3), "keys": st.lists(st.sampled_from(("NSE_EQ|A", "NSE_EQ|B", "NSE_FO|1")))}
-    ),
+    "sub": ASKED,
+    "unsub": ASKED,
     "calendar": SESSIONS.map(Sessions.body),
     "clock_step": st.fixed_dictionaries(
         {"from_ns": TIMES.map(lambda at: at * S), "to_ns": TIMES.map(lambda at: at * S)}
@@ -53,7 +59,11 @@ BODIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "disk_full": st.fixed_dictionaries({"state": st.sampled_from(("full", "room"))}),
     "watch": st.fixed_dictionaries(
         {"state": st.sampled_from(("silent", "fresh", "brown_out", "usual", "refused", "served", "?"))},
-        optional={"since_ns": TIMES.map(lambda at: at * S), "segments": st.lists(st.sampled_from(SEGMENTS))},
+        optional={
+            "since_ns": TIMES.map(lambda at: at * S),
+            "segments": st.lists(st.sampled_from(SEGMENTS)),
+            "socket": SOCKETS,
+        },
     ),
 }
 
@@ -154,3 +164,22 @@ def test_the_events_alone_give_the_gaps_that_were_told_as_they_came(events: list
         gap for gap in again.values() if gap.closed_ns != gap.opened_ns
     }
     assert set(live.open) == set(folded.open)
+
+
+@given(histories(steps=False), st.integers(1, 3))
+def test_a_socket_is_recorded_or_missing(events: list[Event], socket: int) -> None:
+    """Whatever the others do: with a connection of its own it has no gap, without one it has, or its keys are served."""
+    ledger, subject = Ledger(), "feed" if socket == 1 else f"feed {socket}"
+    conn, running = None, False
+    for event in events:
+        ledger.apply(event)
+        body = event.body
+        if event.kind in {"start", "stop"} and not body.get("purpose"):
+            conn, running = None, event.kind == "start"
+        elif running and body.get("socket", 1) == socket:
+            if event.kind in {"sub", "unsub"} or (event.kind == "conn" and body["state"] == "open"):
+                conn = body["conn"]
+            elif event.kind == "conn" and body["state"] == "closed" and body["conn"] == conn:
+                conn = None
+        if running and conn is not None:
+            assert subject not in {gap.subject for gap in ledger.open}

@@ -25,16 +25,24 @@ def beat(kind: str, at_s: float, *, seq: int = 0, **body: object) -> Event:
     return Event(after_seq=seq, at_ns=int(at_s * S), boot_ns=0, kind=kind, body=body)
 
 
-def sub(at_s: float, conn: int, *keys: str) -> Event:
-    return beat("sub", at_s, seq=int(at_s), conn=conn, keys=list(keys))
+def sub(at_s: float, conn: int, *keys: str, kind: str = "sub", **more: object) -> Event:
+    return beat(kind, at_s, seq=int(at_s), conn=conn, keys=list(keys), **more)
 
 
-def opened(at_s: float, conn: int = 1) -> Event:
-    return beat("conn", at_s, seq=int(at_s), conn=conn, state="open")
+def opened(at_s: float, conn: int = 1, **more: object) -> Event:
+    return beat("conn", at_s, seq=int(at_s), conn=conn, state="open", **more)
 
 
-def closed(at_s: float, conn: int = 1, reason: str = "lost") -> Event:
-    return beat("conn", at_s, seq=int(at_s), conn=conn, state="closed", reason=reason)
+def closed(at_s: float, conn: int = 1, reason: str = "lost", **more: object) -> Event:
+    return beat("conn", at_s, seq=int(at_s), conn=conn, state="closed", reason=reason, **more)
+
+
+def failed(at_s: float, conn: int = 1, reason: str = "unreachable", **more: object) -> Event:
+    return beat("conn", at_s, seq=int(at_s), conn=conn, state="failed", reason=reason, **more)
+
+
+def watched(at_s: float, state: str, *segments: str, **more: object) -> Event:
+    return beat("watch", at_s, seq=int(at_s), state=state, segments=list(segments), **more)
 
 
 def calendar(at_s: float, *windows: tuple[float, float], to_s: float = 10_000, segment: str = "NSE_EQ") -> Event:
@@ -167,28 +175,109 @@ def test_why_there_is_no_connection_is_the_reason() -> None:
 
 def test_an_overrun_is_our_own_doing_until_it_is_over() -> None:
     """That attempts fail afterwards does not change it."""
-    failed = beat("conn", 21, seq=21, state="failed", reason="unreachable", detail="x")
-    assert gaps_of(*START, closed(20, reason="overrun"), failed, opened(22, 2))[1:] == [
+    assert gaps_of(*START, closed(20, reason="overrun"), failed(21, 2), opened(22, 2))[1:] == [
         ("connection", "feed", "overrun", 20, 22)
     ]
 
 
-def test_connections_that_are_open_at_once_are_told_apart() -> None:
-    """Each has its own gap, under a name that the one after it takes over."""
-    events = [*START, opened(12, 2), sub(12, 2, FO), closed(20, 2), closed(21, 1), opened(22, 3), sub(22, 3, EQ)]
+SECOND = {"socket": 2}
+BOTH = (*START, opened(12, 2, **SECOND), sub(12, 2, FO, **SECOND))
+
+
+def test_each_socket_has_its_own_gap() -> None:
+    """However many connections each has had."""
+    events = [*BOTH, closed(20, 2, **SECOND), closed(21, 1), opened(22, 3), sub(22, 3, EQ)]
     assert gaps_of(*events)[1:] == [
         ("connection", "feed 2", "disconnected", 20, None),
         ("connection", "feed", "disconnected", 21, 22),
     ]
+    assert gaps_of(*events, opened(30, 4, **SECOND))[1] == ("connection", "feed 2", "disconnected", 20, 30)
+
+
+def test_why_a_socket_is_down_says_nothing_of_another() -> None:
+    """A refused token, an overrun, an attempt that failed: each of the socket that tells it."""
+    events = [
+        *BOTH,
+        closed(20, 1),
+        closed(20, 2, reason="overrun", **SECOND),
+        failed(21, 3, "token_rejected"),
+        failed(22, 4, **SECOND),
+        opened(30, 5),
+        opened(31, 6, **SECOND),
+    ]
+    assert gaps_of(*events)[1:] == [
+        ("connection", "feed", "disconnected", 20, 21),
+        ("connection", "feed 2", "overrun", 20, 31),
+        ("connection", "feed", "token_rejected", 21, 30),
+    ]
+
+
+def test_a_socket_that_never_opened_is_missed_from_its_first_attempt_on() -> None:
+    """In the segments that it is to carry, which nobody has subscribed to yet."""
+    hours = Sessions(from_ns=0, to_ns=999 * S, windows={"NSE_EQ": ((0, 40 * S),), "NSE_FO": ((0, 60 * S),)})
+    events = [
+        beat("calendar", 5, **hours.body()),
+        *START,
+        failed(20, 2, segments=["NSE_FO"], **SECOND),
+        failed(30, 2, "token_rejected", segments=["NSE_FO"], **SECOND),
+        beat("sub", 70, conn=1, keys=[]),
+    ]
+    assert gaps_of(*events)[1:] == [
+        ("connection", "feed 2", "disconnected", 20, 30),
+        ("connection", "feed 2", "token_rejected", 30, 60),
+    ]
+    assert states(intervals(events, 11 * S, 60 * S, segment="NSE_EQ")) == [("recorded", 11, 40), ("closed", 40, 60)]
 
 
 def test_a_connection_whose_keys_another_serves_is_not_missed() -> None:
-    """Neither when the other was there before, nor when it takes over."""
-    assert len(gaps_of(*START, opened(12, 2), sub(12, 2, EQ), closed(20, 1))) == 1
-    assert len(gaps_of(*START, opened(12, 2), sub(12, 2, EQ, FO), closed(20, 1))) == 1
-    assert len(gaps_of(*START, opened(12, 2), sub(12, 2, EQ, FO), closed(20, 2))) == 2
-    events = [*START, opened(12, 2), sub(12, 2, FO), closed(20, 2), sub(23, 1, FO)]
+    """Neither when the other was there before, nor when it takes over; and only for as long as it does."""
+    two = (*START, opened(12, 2, **SECOND))
+    assert len(gaps_of(*two, sub(12, 2, EQ, **SECOND), closed(20, 1))) == 1
+    assert len(gaps_of(*two, sub(12, 2, EQ, FO, **SECOND), closed(20, 1))) == 1
+    assert len(gaps_of(*two, sub(12, 2, EQ, FO, **SECOND), closed(20, 2, **SECOND))) == 2
+    events = [*BOTH, closed(20, 2, **SECOND), sub(23, 1, FO)]
     assert gaps_of(*events)[1:] == [("connection", "feed 2", "disconnected", 20, 23)]
+    assert gaps_of(*events, closed(30, 1))[2:] == [
+        ("connection", "feed", "disconnected", 30, None),
+        ("connection", "feed 2", "disconnected", 30, None),
+    ]
+
+
+def test_a_connection_that_ends_before_it_has_asked_is_missed() -> None:
+    """What it was to carry is known from the one before."""
+    events = [*BOTH, closed(20, 2, **SECOND), opened(22, 3, **SECOND), closed(23, 3, **SECOND)]
+    assert gaps_of(*events)[1:] == [
+        ("connection", "feed 2", "disconnected", 20, 22),
+        ("connection", "feed 2", "disconnected", 23, None),
+    ]
+    late = closed(24, 2, **SECOND)  # of the connection that has been replaced
+    assert gaps_of(*events[:-1], late)[1:] == gaps_of(*events[:-1])[1:]
+
+
+def test_what_was_unsubscribed_from_is_not_missed() -> None:
+    """Nor does its segment count any more, whatever becomes of the connection and of the recorder."""
+    gone = sub(15, 2, FO, kind="unsub", **SECOND)
+    assert len(gaps_of(*BOTH, gone, closed(20, 2, **SECOND))) == 1
+    assert len(gaps_of(*BOTH, gone, sub(16, 2, FO, **SECOND), closed(20, 2, **SECOND))) == 2
+    ledger = Ledger([*BOTH, gone])
+    assert ledger.segments == {"NSE_EQ"}
+    late = calendar(17, (100, 200), segment="NSE_EQ")
+    assert gaps_of(*BOTH, gone, late, beat("stop", 150), beat("start", 250, last_ns=150 * S, clean=True))[1:] == [
+        ("recorder", "", "recorder_down", 150, 200)
+    ]
+
+
+def test_a_segment_is_silent_as_long_as_one_socket_says_so() -> None:
+    """The end of one's silence is not the end of the other's."""
+    first, second = watched(20, "silent", "NSE_EQ"), watched(25, "silent", "NSE_EQ", **SECOND)
+    fresh, last = watched(30, "fresh", "NSE_EQ"), watched(40, "fresh", "NSE_EQ", **SECOND)
+    assert gaps_of(*BOTH, first, second, fresh)[1:] == [("segment", "NSE_EQ", "silent", 20, None)]
+    assert gaps_of(*BOTH, first, second, fresh, last)[1:] == [("segment", "NSE_EQ", "silent", 20, 40)]
+    brown = watched(22, "brown_out", "NSE_EQ", **SECOND)
+    assert gaps_of(*BOTH, first, brown, fresh)[1:] == [
+        ("segment", "NSE_EQ", "silent", 20, 30),
+        ("segment", "NSE_EQ", "brown_out", 30, None),
+    ]
 
 
 def test_a_segment_has_one_gap_at_a_time() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tickvault.model import Event
 
-__all__ = ["Outage", "Outages"]
+__all__ = ["Outage", "Outages", "subject_of"]
 
 _FEED: Final = "feed"
 _NOTHING: Final[frozenset[str]] = frozenset()
@@ -39,11 +39,24 @@ class Outage:
 
 
 @dataclass(slots=True)
-class _Connection:
-    """An open connection: its place among those open at once, and what it is subscribed to."""
+class _Line:
+    """One of the sockets: what it is to carry, and the connection that carries it, if one does.
 
-    subject: str
-    keys: set[str] = field(default_factory=set)
+    Attributes:
+        conn: number of the connection that is open.
+        wanted: keys, of this connection and the one before: a new one asks for them chunk by chunk.
+        served: keys that the open connection was asked for.
+        known: whether `wanted` says what the socket is for; until then `segments` does, as far as they are known.
+        state: why no connection is open, if none is; `detail` in words.
+    """
+
+    conn: int | None = None
+    wanted: set[str] = field(default_factory=set)
+    served: set[str] = field(default_factory=set)
+    known: bool = False
+    segments: frozenset[str] = _NOTHING
+    state: State = State.DISCONNECTED
+    detail: str = ""
 
 
 class Outages:
@@ -56,10 +69,9 @@ class Outages:
         self.now_ns = 0
         self.stopped_ns: int | None = None  # when the last run stopped, if it did
         self.crashed_ns = 0  # when a run ended that did not say so, as far as something has been written since
-        self._connections: dict[int, _Connection] = {}
-        self._unserved: dict[str, frozenset[str]] = {}  # subject of a lost connection → its keys
-        self._watched: dict[str, dict[State, tuple[int, str]]] = {}  # segment → what holds there, since when, and why
-        self._subscribed = False  # in this run
+        self._lines: dict[str, _Line] = {}  # by subject
+        # Segment → what holds there on which socket, since when, and why.
+        self._watched: dict[str, dict[tuple[State, int], tuple[int, str]]] = {}
 
     def apply(self, event: Event) -> list[Outage]:
         """Take one event and return the outages that it opened, changed or closed."""
@@ -93,8 +105,8 @@ class Outages:
                 return self._disconnected(event)
             case "conn", "failed":
                 return self._failed(event)
-            case "sub", _:
-                return self._sub(event)
+            case (("sub" | "unsub"), _):
+                return self._subscribed(event)
             case "watch", _:
                 return self._watch(event)
             case "disk_full", "full":
@@ -117,11 +129,10 @@ class Outages:
             down = _gap("recorder", "", last_ns, State.RECORDER_DOWN, detail)
             down = replace(down, closed_ns=max(event.at_ns, last_ns), planned=clean)
             changed.append(Outage(down, self.segments))
-        self.stopped_ns, self.crashed_ns, self._subscribed = None, 0, False
-        self._connections.clear()
-        self._unserved.clear()
+        self.stopped_ns, self.crashed_ns = None, 0
+        self._lines = {_FEED: _Line(detail="connecting")}
         self._watched.clear()
-        return changed + self._begin("connection", _FEED, event.at_ns, State.DISCONNECTED, "connecting")
+        return changed + self._settle(event.at_ns)
 
     def _stalled(self, event: Event) -> list[Outage]:
         """Write down the time in which nothing was committed and no heartbeat came, over already."""
@@ -153,82 +164,84 @@ class Outages:
 
     # -- connections
 
-    def _connected(self, event: Event) -> list[Outage]:
-        number = _int(event.body.get("conn"))
-        known = self._connections.get(number)
-        subject = known.subject if known else self._place(event)
-        self._connections[number] = _Connection(subject)
-        self._unserved.pop(subject, None)
-        return self._end("connection", subject, event.at_ns)
+    def _line(self, event: Event) -> _Line:
+        """Return the line of the socket that an event is about."""
+        return self._lines.setdefault(subject_of(event), _Line())
 
-    def _place(self, event: Event) -> str:
-        """Return the subject of a new connection: one that was lost and is looked for, else a free one."""
-        if isinstance(named := event.body.get("subject"), str) and named:
-            return named
-        taken = {one.subject for one in self._connections.values()}
-        waiting = [subject for scope, subject in self.open if scope == "connection"]
-        free = (_subject(number) for number in range(1, len(taken) + 2))
-        return min(waiting, default="") or next(subject for subject in free if subject not in taken)
+    def _connected(self, event: Event) -> list[Outage]:
+        line = self._line(event)
+        line.conn, line.served = _int(event.body.get("conn")), set()
+        return self._settle(event.at_ns)
 
     def _disconnected(self, event: Event) -> list[Outage]:
-        number, reason = _int(event.body.get("conn")), _text(event.body.get("reason"))
-        gone = self._connections.pop(number, None) or _Connection(self._place(event))
-        if reason in _MEANT or (self._connections and gone.keys <= self._served()):
+        line, reason = self._line(event), _text(event.body.get("reason"))
+        if line.conn not in (None, _int(event.body.get("conn"))):
+            return []  # one that another has replaced already
+        if reason in _MEANT:
+            del self._lines[subject_of(event)]
             return []
-        self._unserved[gone.subject] = frozenset(gone.keys)
-        state = State.OVERRUN if reason == "overrun" else State.DISCONNECTED
-        return self._begin("connection", gone.subject, event.at_ns, state, _words(event), _segments(gone.keys))
+        line.conn, line.served = None, set()
+        line.state = State.OVERRUN if reason == "overrun" else State.DISCONNECTED
+        line.detail = _words(event)
+        return self._settle(event.at_ns)
 
     def _failed(self, event: Event) -> list[Outage]:
         """An attempt failed. That the token is refused explains more than how the connection ended."""
-        told = _words(event)
+        line, named = self._line(event), event.body.get("segments")
+        if line.conn is not None:
+            return []
+        line.segments = frozenset(map(str, named)) if isinstance(named, list) else line.segments
         rejected = event.body.get("reason") == "token_rejected"
+        if not rejected and line.state is State.OVERRUN:
+            return []
+        line.state = State.TOKEN_REJECTED if rejected else State.DISCONNECTED
+        line.detail = _words(event)
+        return self._settle(event.at_ns)
+
+    def _subscribed(self, event: Event) -> list[Outage]:
+        line, number, named = self._line(event), _int(event.body.get("conn")), event.body.get("keys")
+        keys = set(map(str, named)) if isinstance(named, list) else set()
+        if line.conn != number:  # its opening is no longer in the journal
+            line.conn, line.served = number, set()
+        if event.kind == "sub":
+            line.wanted |= keys
+            line.served |= keys
+        else:
+            line.wanted -= keys
+            line.served -= keys
+        line.known = True
+        self.segments = frozenset[str]().union(*(_segments(one.wanted) for one in self._lines.values()))
+        return self._settle(event.at_ns)
+
+    def _settle(self, at_ns: int) -> list[Outage]:
+        """Begin and end the outages of connections: one for each line whose keys nobody serves."""
+        served = set[str]().union(*(line.served for line in self._lines.values()))
         changed: list[Outage] = []
-        for (scope, subject), outage in list(self.open.items()):
-            gap = outage.gap
-            if scope != "connection":
+        for subject, line in self._lines.items():
+            if line.conn is not None or (line.known and line.wanted <= served):
+                changed += self._end("connection", subject, at_ns)
                 continue
-            if rejected and gap.reason != State.TOKEN_REJECTED:
-                changed += self._begin(scope, subject, event.at_ns, State.TOKEN_REJECTED, told, outage.segments)
-            elif not rejected and gap.reason == State.TOKEN_REJECTED:
-                changed += self._begin(scope, subject, event.at_ns, State.DISCONNECTED, told, outage.segments)
-            elif gap.reason != State.OVERRUN:
-                self.open[scope, subject] = better = Outage(replace(gap, detail=told), outage.segments)
+            segments = _segments(line.wanted) or line.segments
+            changed += self._begin("connection", subject, at_ns, line.state, line.detail, segments)
+            outage = self.open["connection", subject]
+            if outage.gap.detail != line.detail:
+                self.open["connection", subject] = better = replace(outage, gap=replace(outage.gap, detail=line.detail))
                 changed.append(better)
         return changed
-
-    def _sub(self, event: Event) -> list[Outage]:
-        number, keys = _int(event.body.get("conn")), event.body.get("keys")
-        wanted = {str(key) for key in keys} if isinstance(keys, list) else set()
-        if number not in self._connections:  # its opening is no longer in the journal
-            self._connections[number] = _Connection(self._place(event))
-        self._connections[number].keys |= wanted
-        self.segments = (self.segments if self._subscribed else _NOTHING) | _segments(wanted)
-        self._subscribed = True
-        served = self._served()
-        changed: list[Outage] = []
-        for subject, missing in list(self._unserved.items()):
-            if missing and missing <= served:  # another connection has taken over
-                del self._unserved[subject]
-                changed += self._end("connection", subject, event.at_ns)
-        return changed
-
-    def _served(self) -> set[str]:
-        return set().union(*(one.keys for one in self._connections.values()))
 
     # -- segments
 
     def _watch(self, event: Event) -> list[Outage]:
-        word, named = _text(event.body.get("state")), event.body.get("segments")
+        word, named, socket = _text(event.body.get("state")), event.body.get("segments"), _socket(event)
         segments = [str(name) for name in named] if isinstance(named, list) and named else [""]
         changed: list[Outage] = []
         for segment in segments:
             holding = self._watched.setdefault(segment, {})
             if (begun := _WATCH_BEGINS.get(word)) is not None:
-                holding.setdefault(begun, (self._since_ns(event), _text(event.body.get("detail"))))
+                holding.setdefault((begun, socket), (self._since_ns(event), _text(event.body.get("detail"))))
             elif (ended := _WATCH_ENDS.get(word)) is not None:
                 for each in self._watched.values() if segment == "" else [holding]:
-                    each.pop(ended, None)
+                    each.pop((ended, socket), None)
         for segment in list(self._watched):
             changed += self._show(segment, event.at_ns)
         return changed
@@ -240,10 +253,10 @@ class Outages:
         if not holding:
             del self._watched[segment]
             return self._end("segment", segment, at_ns)
-        state = min(holding, key=ORDER.__getitem__)
+        state = min((state for state, _ in holding), key=ORDER.__getitem__)
         if shown is not None and shown.gap.reason == state:
             return []
-        since_ns, detail = holding[state]
+        since_ns, detail = min(told for (each, _), told in holding.items() if each is state)
         if shown is not None and ORDER[State(shown.gap.reason)] < ORDER[state]:
             since_ns = at_ns  # it was there before, behind another
         segments = frozenset({segment}) if segment else _NOTHING
@@ -292,8 +305,15 @@ def _gap(scope: str, subject: str, opened_ns: int, state: State, detail: str) ->
     )
 
 
-def _subject(number: int) -> str:
-    return _FEED if number == 1 else f"{_FEED} {number}"
+def subject_of(event: Event) -> str:
+    """Return the name of the connection that an event tells of: the same over all that come in its place."""
+    socket = _socket(event)
+    return _FEED if socket == 1 else f"{_FEED} {socket}"
+
+
+def _socket(event: Event) -> int:
+    """Return which socket tells it; the first one does not say so."""
+    return max(1, _int(event.body.get("socket")))
 
 
 def _segments(keys: Iterable[str]) -> frozenset[str]:

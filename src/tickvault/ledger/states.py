@@ -16,6 +16,7 @@ KINDS: Final = (
     "stop",
     "conn",
     "sub",
+    "unsub",
     "calendar",
     "clock_step",
     "stalled",

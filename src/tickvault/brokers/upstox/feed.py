@@ -31,9 +31,10 @@ from tickvault.brokers.upstox.tokens import TokenSource, is_static, wait_changed
 from tickvault.brokers.upstox.transitions import Do, State
 from tickvault.brokers.upstox.watch import Watch
 from tickvault.errors import FeedUnavailable, TokenRefused
+from tickvault.model import segment_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 
     import aiohttp
 
@@ -63,6 +64,19 @@ class _Refused:
     words: str = ""
 
 
+class _OfSocket:
+    """An inbox that is told which socket its facts are of."""
+
+    def __init__(self, inbox: Inbox, socket: int) -> None:
+        self.frame = inbox.frame
+        self._inbox = inbox
+        self._socket = socket
+
+    async def fact(self, kind: str, body: Mapping[str, object]) -> None:
+        """Queue a fact (model.Inbox)."""
+        await self._inbox.fact(kind, {**body, "socket": self._socket})
+
+
 class Feed:
     """Receives from the broker until told to stop.
 
@@ -78,7 +92,7 @@ class Feed:
         random: source of jitter and of request ids.
         first_conn: number of the first connection that opens.
         numbers: of the connections, in place of first_conn; shared by feeds that write to one journal.
-        socket: which of these feeds it is, from 1; noted with each connection of the others.
+        socket: which of these feeds it is, from 1; noted in each fact of the others.
         rate: bounds the authorize calls; shared when several feeds use one account.
         patience: how long to wait for what.
         calendar: when markets trade; asked often, an empty one leaves it to the broker's statuses.
@@ -121,7 +135,7 @@ class Feed:
         self._api = api
         self._tokens = tokens
         self._subscriptions = subscriptions
-        self._inbox = inbox
+        self._inbox = inbox if socket == 1 else _OfSocket(inbox, socket)
         self._before_subscribe = before_subscribe
         self._http = session
         self._clock_ns = clock_ns
@@ -129,7 +143,6 @@ class Feed:
         self._random = random or Random()  # noqa: S311 - jitter, not a secret
         self._numbers = numbers or itertools.count(first_conn)
         self._upcoming: int | None = None
-        self._of_socket = {"socket": socket} if socket > 1 else {}
         self._opened = 0
         self._open: Connection | None = None
         self._patience = patience or Patience()
@@ -320,7 +333,8 @@ class Feed:
         conn = self._next_conn()
         log.warning("feed.failed", conn=conn, reason=reason.value, error=self.last_error)
         body = {"conn": conn, "state": "failed", "reason": reason.value, "detail": self.last_error}
-        await self._inbox.fact("conn", {**body, **self._of_socket})
+        segments = sorted({segment_of(one.instrument_key) for one in self._wanted})
+        await self._inbox.fact("conn", {**body, "segments": segments} if segments else body)
 
     def _is_news(self, reason: Failure) -> bool:
         """Whether the failure is the refusal of a token that was not told of yet."""
@@ -337,8 +351,7 @@ class Feed:
         self._told.clear()
         deflate = bool(connection.ws.compress)
         try:
-            body = {"conn": self.conn, "state": "open", "deflate": deflate, **self._of_socket}
-            await self._inbox.fact("conn", body)
+            await self._inbox.fact("conn", {"conn": self.conn, "state": "open", "deflate": deflate})
             log.info("feed.open", conn=self.conn, deflate=deflate, keys=len(connection.subscriptions))
             async with asyncio.TaskGroup() as group:
                 renewal = group.create_task(self._renew(connection), name="feed:renewal")
@@ -354,7 +367,7 @@ class Feed:
             self.last_error = f"connection {self.conn} ended: {end.reason}, code {end.code} {end.detail}".rstrip()
         ending = {"code": end.code, "reason": end.reason, "detail": end.detail}
         (log.info if stopping.is_set() else log.warning)("feed.closed", conn=self.conn, **ending)
-        await self._inbox.fact("conn", {"conn": self.conn, "state": "closed", **ending, **self._of_socket})
+        await self._inbox.fact("conn", {"conn": self.conn, "state": "closed", **ending})
 
     async def _renew(self, connection: Connection) -> None:
         """Before the session, leave a connection as soon as there is another token that the broker accepts."""
