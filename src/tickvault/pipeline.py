@@ -220,7 +220,8 @@ class Recorder:
             now_ns, known = self._wall_ns(), calendar.market.calendar
             segments = frozenset(map(segment_of, selector.planned))
             phases = {segment: doing for feed in sockets.feeds for segment, doing in feed.phases.items()}
-            if calendar.market.asked and is_over(segments, known, phases, now_ns):
+            ready = calendar.market.asked and not selector.waiting
+            if ready and is_over(segments, known, phases, now_ns):
                 _log.info("recorder.trading_over", segments=sorted(segments))
                 stopping.set()
                 return

@@ -265,3 +265,20 @@ async def test_a_source_that_is_down_at_the_start(desk: Desk) -> None:
     assert len(await selector.subscriptions(0)) == 1
     desk.texts.append("NSE_EQ|B")
     assert len(await selector.subscriptions(0)) == 2
+
+
+async def test_while_something_waits_nobody_knows_what_has_to_close(desk: Desk) -> None:
+    """Keys beside a symbol, a symbol alone; without any list to come, keys are all there is."""
+    desk.status = 503
+    some, none = desk.selector("NSE_EQ|A", "NSE_EQ:TCS"), desk.selector("NSE_EQ:TCS")
+    for one in (some, none):
+        assert one.waiting
+        await one.prepare()
+        assert one.waiting
+    desk.status = 200
+    for one in (some, none):
+        await again(one)
+        assert not one.waiting
+    never = desk.selector("NSE_EQ|A", "NSE_EQ:TCS", master=False)
+    await never.prepare()
+    assert not never.waiting

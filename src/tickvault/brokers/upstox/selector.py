@@ -167,6 +167,11 @@ class Selector:
         return self._resolution.unpriced
 
     @property
+    def waiting(self) -> bool:
+        """Whether more is wanted than can be planned yet, for want of the master list or of any selection."""
+        return not self.plan.keys or (self._master is not None and bool(self._unlisted()))
+
+    @property
     def pause_s(self) -> float:
         """How long to wait before the next review."""
         if self._resolution.unpriced:
@@ -273,9 +278,7 @@ class Selector:
         for one in resolution.subscriptions:
             self._wanted.setdefault(one.instrument_key, one)
         self.plan = plan(self._wanted.values(), plus=self._plus, previous=self.plan)
-        waiting = (
-            [one.text for one in self._selections if not isinstance(one.what, Key)] if self._listing is None else []
-        )
+        waiting = self._unlisted()
         without = "wait for the master list" if self._master else "mean nothing with UPSTOX_INSTRUMENTS_URL=off"
         self.skipped = (
             *self._wrong,
@@ -293,3 +296,7 @@ class Selector:
                 log.warning("selections.skipped", count=len(self.skipped), examples=list(self.skipped[:_SHOWN]))
             if self.refused:
                 log.warning("plan.refused", what=self.refused)
+
+    def _unlisted(self) -> list[str]:
+        """Return the selections that mean nothing without a list, while there is none."""
+        return [one.text for one in self._selections if not isinstance(one.what, Key)] if self._listing is None else []
