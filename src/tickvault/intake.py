@@ -228,7 +228,7 @@ def token_notices(facts: Iterable[Fact], *, recorder_id: str, seq: int) -> list[
     for fact in facts:
         body, at_ns = fact.body, fact.at_ns or 0
         match fact.kind, body.get("state"), body.get("reason"):
-            case "conn", "failed", "token_rejected":
+            case "conn", "failed", "token_rejected" if not body.get("again"):
                 event, name, to_ns = "token.rejected", str(at_ns), at_ns
                 message = f"{body.get('detail')}; nothing is recorded until there is another: `tickvault token set`"
             case "token", "expiring", _:

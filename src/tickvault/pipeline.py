@@ -401,7 +401,7 @@ class _CalendarKeeper:
 
     async def keep(self) -> None:
         """Run beside the feed, which never waits for it."""
-        await self.market.keep(self.tokens.token, self._tell)
+        await self.market.keep(self.tokens.known, self._tell)
 
     async def _tell(self, body: Mapping[str, object]) -> None:
         known = self.stage.journal.ledger.sessions

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -18,6 +20,8 @@ from tickvault.brokers.upstox.plan import RateLimit
 from tickvault.brokers.upstox.token_files import store_token
 from tickvault.brokers.upstox.tokens import Tokens, TokenUrl
 from tickvault.errors import FeedUnavailable, TokenRefused
+from tickvault.intake import token_notices
+from tickvault.journal import Fact
 from tickvault.model import IST, Mode, Subscription
 from tickvault.simulator import Simulator, SimulatorSettings
 from tickvault.simulator.script import RotateToken
@@ -187,20 +191,59 @@ async def test_the_first_refusal_of_the_only_token_of_the_settings_ends_it(
 
 
 async def test_a_stored_token_that_is_refused_is_waited_for(tmp_path: Path, session: aiohttp.ClientSession) -> None:
-    """Each refused token is told of once; a retry of the same one is not."""
+    """Each refused token is asked with once and told of once, however often the attempt begins anew."""
     store_token(tmp_path, "bad")
     async with (
         Simulator(accepting("good")) as simulator,
-        fed(simulator, session, Tokens(data_dir=tmp_path), refused_token_s=0.3) as (feed, api, inbox),
+        fed(simulator, session, Tokens(data_dir=tmp_path), refused_token_s=0.1) as (feed, api, inbox),
     ):
-        await until(lambda: api.tried == ["bad", "bad"])
-        assert inbox.of("failed") == [(1, "token_rejected")]
-        await asyncio.to_thread(store_token, tmp_path, "bad too")
+        await until(lambda: inbox.of("failed") == [(1, "token_rejected")])
         await asyncio.to_thread(store_token, tmp_path, "bad-too")
-        await until(lambda: "bad-too" in api.tried and len(inbox.of("failed")) == 2)
+        await until(lambda: len(inbox.of("failed")) == 2)
+        await asyncio.to_thread(store_token, tmp_path, "bad")
+        await asyncio.sleep(0.5)  # several attempts
+        assert api.tried == ["bad", "bad-too"]
         await asyncio.to_thread(store_token, tmp_path, "good")
         await until(lambda: feed.state is FeedState.LIVE, 5)
+        assert api.tried == ["bad", "bad-too", "good"]
         assert len(inbox.of("failed")) == 2
+
+
+async def test_two_feeds_ask_with_a_refused_token_once(tmp_path: Path, session: aiohttp.ClientSession) -> None:
+    """What one was told counts for the other; each tells the ledger, and one of them the webhook."""
+    store_token(tmp_path, "bad")
+    tokens = Tokens(data_dir=tmp_path)
+    async with Simulator(accepting("good")) as simulator, fed(simulator, session, tokens) as (_, api, inbox):
+        await until(lambda: inbox.of("failed"))
+        async with fed(simulator, session, tokens) as (other, api_too, inbox_too):
+            await until(lambda: inbox_too.of("failed") == [(1, "token_rejected")])
+            assert (api.tried, api_too.tried) == (["bad"], [])
+            facts = [Fact("conn", fact) for fact in (*inbox.facts, *inbox_too.facts) if fact["state"] == "failed"]
+            assert len(token_notices(facts, recorder_id="r", seq=1)) == 1
+            await asyncio.to_thread(store_token, tmp_path, "good")
+            await until(lambda: other.state is FeedState.LIVE, 5)
+
+
+async def test_a_url_that_is_down_is_asked_seldom(
+    tmp_path: Path, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at each attempt, by however many feeds; the attempts fail with its last words."""
+    monkeypatch.setattr(module, "_URL_PAUSE_S", 1.0)
+    asked_s: list[float] = []
+
+    class Down:
+        async def token(self) -> str:
+            asked_s.append(time.monotonic())
+            if len(asked_s) > 4:
+                return "good"
+            raise FeedUnavailable("the token URL is down")
+
+    tokens = Tokens(data_dir=tmp_path, url=Down())
+    async with Simulator(accepting("good")) as simulator, fed(simulator, session, tokens) as (first, _, inbox):
+        async with fed(simulator, session, tokens) as (second, _, inbox_too):
+            await until(lambda: first.state is FeedState.LIVE is second.state)
+        assert inbox.of("failed") == inbox_too.of("failed") == [(1, "unreachable")]
+    assert all(later_s - earlier_s >= 0.99 for earlier_s, later_s in pairwise(asked_s[:5]))
 
 
 async def test_a_token_that_is_put_in_place_ends_the_wait_for_the_url(

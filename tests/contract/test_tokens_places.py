@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 import os
 import stat
@@ -21,7 +20,7 @@ from tickvault.brokers.upstox.token_files import Found, Origin, cleaned, store_t
 from tickvault.brokers.upstox.tokens import StaticToken, Tokens, TokenUrl, is_static, wait_changed
 from tickvault.errors import FeedUnavailable, Refused, TokenRefused
 from tickvault.simulator import Simulator, SimulatorSettings
-from tickvault.simulator.script import RejectToken, RotateToken
+from tickvault.simulator.script import RotateToken
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -219,15 +218,38 @@ async def test_url_that_is_down(tmp_path: Path) -> None:
         await Tokens(data_dir=tmp_path, url=Scripted(None)).token()
 
 
-async def test_refused_for_long_enough_it_is_tried_again(tmp_path: Path) -> None:
-    """When there is nothing else, the one refused longest ago comes again: the broker may have been wrong."""
+async def test_what_was_refused_is_never_given_again(tmp_path: Path) -> None:
+    """Whatever else there is, or is not; told once as news."""
     store_token(tmp_path, "stored")
     tokens = Tokens(access_token="settings", data_dir=tmp_path)
-    for refused in ("stored", "settings"):
-        await tokens.wait_changed(refused, 0.01)
-    assert await tokens.token() == "stored"
-    await tokens.wait_changed("stored", 0.01)
-    assert await tokens.token() == "settings"
+    assert [tokens.refuse(token) for token in ("stored", "settings", "stored")] == [True, True, False]
+    with pytest.raises(TokenRefused, match="tickvault token set"):
+        await tokens.token()
+    from_url = Tokens(data_dir=tmp_path, url=Scripted("stored", "url"))
+    from_url.refuse("stored")
+    with pytest.raises(TokenRefused):
+        await from_url.token()
+
+
+async def test_what_has_expired_is_better_than_what_was_refused(tmp_path: Path) -> None:
+    """This machine's clock may be wrong."""
+    expired = jwt(iat=time.time() - 200, exp=time.time() - 100)
+    store_token(tmp_path, expired)
+    tokens = Tokens(access_token="settings", data_dir=tmp_path)
+    tokens.refuse("settings")
+    assert await tokens.token() == expired
+
+
+async def test_who_only_wants_a_token_asks_nobody(tmp_path: Path) -> None:
+    """The one given last, else one of the files; never the URL."""
+    url = Scripted("u1", "u2")
+    tokens = Tokens(data_dir=tmp_path, url=url)
+    assert await tokens.known() is None
+    assert await tokens.token() == "u1"
+    assert await tokens.known() == "u1"
+    store_token(tmp_path, "stored")
+    assert await Tokens(data_dir=tmp_path, url=url).known() == "stored"
+    assert url.asked == 1
 
 
 async def test_waiting_ends_with_its_time(tmp_path: Path) -> None:
@@ -290,9 +312,9 @@ async def test_hanging_url_does_not_hold_up_a_token_set_by_command(
 async def test_only_so_many_refusals_are_remembered(tmp_path: Path) -> None:
     """Memory is bounded, however often a night's token is refused."""
     tokens = Tokens(data_dir=tmp_path)
-    for number in range(40):
-        await tokens.wait_changed(f"t{number}", 0)
-    assert len(tokens._refused) <= 16
+    for number in range(600):
+        tokens.refuse(f"t{number}")
+    assert len(tokens._refused) <= 256
 
 
 def test_no_token_is_shown() -> None:
@@ -355,16 +377,3 @@ async def test_rotated_token_comes_from_the_url(tmp_path: Path) -> None:
         with pytest.raises(TokenRefused):
             await api.authorize("first")
         assert await opened(api, tokens, 60) == ["simulator-token-2"]
-
-
-async def test_broker_that_was_wrong_gets_the_same_token_again(tmp_path: Path) -> None:
-    """A refusal for some seconds, the token being good: it is tried again after the wait, not before."""
-    simulated = SimulatorSettings(instruments=3, script=(RejectToken(at_s=0.0, seconds=1.5),))
-    async with Simulator(simulated) as simulator, aiohttp.ClientSession() as session:
-        api = UpstoxApi(simulator.url, session)
-        with contextlib.suppress(TokenRefused):
-            while True:  # until the script's first step has been taken
-                await api.authorize("good")
-        tried = await opened(api, Tokens(access_token="good", data_dir=tmp_path), 0.5)
-        assert set(tried) == {"good"}
-        assert 2 <= len(tried) <= 5

@@ -7,7 +7,6 @@ answers, and without any copy every hour counts as one in which a market may tra
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime as dt
 import json
 import time
@@ -19,7 +18,7 @@ from yarl import URL
 from tickvault.brokers.upstox.api import UpstoxApi, get
 from tickvault.brokers.upstox.phases import Calendar, calendar_of
 from tickvault.durable import replace_file
-from tickvault.errors import FeedUnavailable, TokenRefused
+from tickvault.errors import FeedUnavailable
 from tickvault.model import IST
 
 if TYPE_CHECKING:
@@ -102,16 +101,13 @@ class MarketCalendar:
         return self._news(today)
 
     async def keep(
-        self, token: Callable[[], Awaitable[str]], tell: Callable[[Mapping[str, object]], Awaitable[None]]
+        self, token: Callable[[], Awaitable[str | None]], tell: Callable[[Mapping[str, object]], Awaitable[None]]
     ) -> None:
         """Restore, then refresh for ever, and tell what is new; a task of its own, ended by cancelling it."""
         if (body := await self.restore()) is not None:
             await tell(body)
         while True:
-            known: str | None = None
-            with contextlib.suppress(FeedUnavailable, TokenRefused):  # the feed says so already
-                known = await token()
-            if (body := await self.refresh(known)) is not None:
+            if (body := await self.refresh(await token())) is not None:
                 await tell(body)
             await asyncio.sleep(REFRESH_S if self.fresh else RETRY_S)
 

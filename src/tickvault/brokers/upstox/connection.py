@@ -55,8 +55,8 @@ class Patience(SessionPatience):
         connect_s: for the WebSocket handshake.
         definitions_s: for `before_subscribe`; then it subscribes without.
         send_s: for one request to leave.
-        refused_token_s: before a token that was refused is tried again, because the broker may have been wrong;
-            another one is tried at once.
+        refused_token_s: for another token than one that was refused, before the attempt begins anew without asking the
+            broker.
         renewal_s: between two looks for another token before the session.
         tick_s: the reader looks up from an idle connection this often.
         observe_s: frames are observed in groups of so much time.

@@ -3,7 +3,7 @@
 Laws:
     What was read is in the inbox when `run` ends (connection.py); only a cancelled `run` cuts the reader short.
     Every attempt asks for the token, authorizes and connects anew; an authorized address opens once.
-    A token that was refused is tried again only after a long while; another one at once.
+    A token that was refused is never tried again; another one at once.
     What to do next, and when, is the session's to say (session.py); here it is done.
 """
 
@@ -27,7 +27,7 @@ from tickvault.brokers.upstox.plan import RateLimit, chunks
 from tickvault.brokers.upstox.renewal import is_renewal_time
 from tickvault.brokers.upstox.session import Session
 from tickvault.brokers.upstox.supervision import Supervision
-from tickvault.brokers.upstox.tokens import TokenSource, is_static, wait_changed
+from tickvault.brokers.upstox.tokens import TokenSource, is_static, refuse, wait_changed
 from tickvault.brokers.upstox.transitions import Do, State
 from tickvault.brokers.upstox.watch import Watch
 from tickvault.errors import FeedUnavailable, TokenRefused
@@ -57,11 +57,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Refused:
-    """The token that was refused last, and when."""
+    """The token that was refused last."""
 
     token: str | None = field(default=None, repr=False)
-    at_s: float = 0.0
     words: str = ""
+    is_news: bool = False  # and nobody was told yet
 
 
 class _OfSocket:
@@ -157,7 +157,6 @@ class Feed:
         self._wanted: tuple[Subscription, ...] = ()
         self._token = self._uri = ""  # of the attempt under way
         self._used = ""  # the token that was authorized last
-        self._told: set[str] = set()  # tokens whose refusal was told since a connection was open
         self._wants_token = False  # whether another token would end the pause
 
     @property
@@ -306,17 +305,19 @@ class Feed:
     async def _prepare(self) -> None:
         self._wanted = await self._subscriptions()
         self._wants_token = True
-        self._token = await self._tokens.token()
+        try:
+            self._token = await self._tokens.token()
+        except TokenRefused as exc:
+            raise TokenRefused(self._refused.words or str(exc)) from None
         self._wants_token = False
-        again_s = self._refused.at_s + self._patience.refused_token_s
-        if self._token == self._refused.token and self._monotonic_s() < again_s:
+        if self._token == self._refused.token:
             raise TokenRefused(self._refused.words)
 
     async def _authorize(self) -> None:
         try:
             self._uri = await self._api.authorize(self._token)
         except TokenRefused as exc:
-            self._refused = _Refused(self._token, self._monotonic_s(), str(exc))
+            self._refused = _Refused(self._token, str(exc), refuse(self._tokens, self._token))
             raise
         self._used = self._token
 
@@ -326,29 +327,23 @@ class Feed:
         else:
             reason = exc.reason if isinstance(exc, BrokerUnavailable) else Failure.UNREACHABLE
         self.last_error = str(exc)
-        is_news = self._is_news(reason)
+        is_news, self._refused.is_news = self._refused.is_news, False
         if (reason, self.last_error) == self._failed and not is_news:
             return  # an outage of a night is one fact, not a thousand
         self._failed = (reason, self.last_error)
         conn = self._next_conn()
         log.warning("feed.failed", conn=conn, reason=reason.value, error=self.last_error)
-        body = {"conn": conn, "state": "failed", "reason": reason.value, "detail": self.last_error}
-        segments = sorted({segment_of(one.instrument_key) for one in self._wanted})
-        await self._inbox.fact("conn", {**body, "segments": segments} if segments else body)
-
-    def _is_news(self, reason: Failure) -> bool:
-        """Whether the failure is the refusal of a token that was not told of yet."""
-        if reason is not Failure.TOKEN_REJECTED or self._refused.token is None or self._refused.token in self._told:
-            return False
-        self._told.add(self._refused.token)
-        return True
+        body: dict[str, object] = {"conn": conn, "state": "failed", "reason": reason.value, "detail": self.last_error}
+        body["segments"] = sorted({segment_of(one.instrument_key) for one in self._wanted})
+        if reason is Failure.TOKEN_REJECTED and not is_news:
+            body["again"] = True  # told already, maybe by another feed
+        await self._inbox.fact("conn", body)
 
     async def _hold(self, connection: Connection, stopping: asyncio.Event) -> None:
         """Let the connection run to its end; write down its beginning and its end."""
         self.reconnects, self._opened = self._opened, self._opened + 1
         self.conn, self._upcoming, self._open = connection.number, None, connection
         self._failed = None
-        self._told.clear()
         deflate = bool(connection.ws.compress)
         try:
             await self._inbox.fact("conn", {"conn": self.conn, "state": "open", "deflate": deflate})
@@ -377,20 +372,22 @@ class Feed:
                 connection.leave("renewed", "moves onto another token")
 
     async def _has_renewed(self) -> bool:
-        token = ""
         try:
             token = await self._tokens.token()
-            now_s = self._monotonic_s()
-            if token in (self._used, self._refused.token) or self._rate.delay_s(now_s) > 0:
-                return False
-            self._rate.note(now_s)
+        except (FeedUnavailable, TokenRefused):
+            return False
+        now_s = self._monotonic_s()
+        if token in (self._used, self._refused.token) or self._rate.delay_s(now_s) > 0:
+            return False
+        self._rate.note(now_s)
+        try:
             await self._api.authorize(token)
         except FeedUnavailable:
             return False
         except TokenRefused as exc:
             log.warning("feed.renewal_refused", conn=self.conn, error=str(exc))
-            self._refused = _Refused(token, self._monotonic_s(), str(exc))
-            await wait_changed(self._tokens, token, 0.0)  # it is passed over from now on
+            refuse(self._tokens, token)
+            self._refused = _Refused(token, str(exc))
             return False
         return True
 

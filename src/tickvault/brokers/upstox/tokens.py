@@ -1,10 +1,11 @@
 """Where the access token comes from; asked at every attempt, since tokens die at 03:30 IST.
 
 Which token is tried (`Tokens`), in this order:
-    1. Of the settings and the files, the one that was put in place last, as long as nothing speaks against it: a token
-       that has expired by its own word, or that the broker has refused, is passed over while there is another.
+    1. Of the settings and the files, the one that was put in place last; one that has expired by its own word is passed
+       over while there is another.
     2. What the token URL gives.
-    3. Of those passed over, the one refused longest ago: the broker may have been wrong.
+    3. Of those passed over, the one put in place last: this machine's clock may be wrong.
+One that the broker has refused is never tried again: asking with it once more would tell nothing.
 When a token was put in place: the one of DATA_DIR/token at that file's time; the one of the settings when it was made,
 if it says so, else when the program started; a file that changes while the program runs, when that is seen.
 No message made here holds a token.
@@ -41,14 +42,17 @@ if TYPE_CHECKING:
 
     from tickvault.settings import Settings
 
-__all__ = ["ChangingTokens", "StaticToken", "TokenSource", "TokenUrl", "Tokens", "is_static", "wait_changed"]
+__all__ = ["ChangingTokens", "StaticToken", "TokenSource", "TokenUrl", "Tokens", "is_static", "refuse", "wait_changed"]
 
 _WHAT: Final = "the token URL"
 _LOOK_S: Final = 0.5  # between two looks at the files while a changed token is waited for: a stat each
 _URL_PAUSE_S: Final = (
     15.0  # between two questions to the URL while waiting: a service of the user's, maybe rate-limited
 )
-_REMEMBERED: Final = 16  # refused tokens
+_REMEMBERED: Final = 256  # refused tokens
+_REFUSED: Final = (
+    "the broker refused every access token there is; `tickvault login` or `tickvault token set` puts another in place"
+)
 
 
 class TokenSource(Protocol):
@@ -70,8 +74,12 @@ class TokenSource(Protocol):
 class ChangingTokens(TokenSource, Protocol):
     """A source that can tell when another token is to be had.
 
-    For the implementer: called after a refusal, in place of the feed's pause; it may be cancelled at any time.
+    For the implementer: several feeds may share it. `wait_changed` is called in place of a feed's pause, and may be
+    cancelled at any time.
     """
+
+    def refuse(self, token: str) -> bool:
+        """Never give this token again; return whether that is news."""
 
     async def wait_changed(self, refused: str, timeout_s: float) -> None:
         """Return as soon as there is another token than the refused one, at the latest after a time."""
@@ -86,6 +94,11 @@ async def wait_changed(source: TokenSource, refused: str, timeout_s: float) -> N
         await source.wait_changed(refused, timeout_s)
     else:
         await asyncio.sleep(min(timeout_s, _URL_PAUSE_S))
+
+
+def refuse(source: TokenSource, token: str) -> bool:
+    """Tell the source that the broker refuses a token; return whether that is news, which a source may not know."""
+    return source.refuse(token) if isinstance(source, ChangingTokens) else True
 
 
 def is_static(source: TokenSource) -> bool:
@@ -176,8 +189,11 @@ class Tokens:
         self._monotonic_s = monotonic_s
         self._url = url
         self._url_asked_s = -_URL_PAUSE_S
-        self._url_found: str | None = None
-        self._refused: dict[str, float] = {}
+        self._url_found: str | None = None  # by a wait, for the next attempt
+        self._url_answer: str | None = None
+        self._url_words = ""  # why there is no answer
+        self._asking = asyncio.Lock()
+        self._refused: dict[str, None] = {}
         self._others = False
         self._settings: Found | None = None
         if access_token is not None:
@@ -227,29 +243,41 @@ class Tokens:
 
         Raises:
             FeedUnavailable: the URL has none, or nothing has.
-            TokenRefused: the only one is none that HTTP can carry.
+            TokenRefused: the broker refused all there are, or the only one is none that HTTP can carry.
         """
         found = await self.look()
         usable = [one for one in found if not self._is_spent(one)]
+        expired = [one for one in found if one.token not in self._refused and one not in usable]
         self._others = len(usable) > 1 or self._url is not None
-        if usable:
-            self.given = usable[0]
-        elif self._url is not None:
-            self.given = Found(token=await self._ask(), origin=Origin.URL, placed_ns=self._wall_ns())
-        elif found:
-            self.given = min(found, key=lambda one: (self._has_expired(one), self._refused.get(one.token, 0.0)))
-        elif self._settings is not None:
+        if not usable and self._url is not None:
+            asked = Found(token=await self._ask(), origin=Origin.URL, placed_ns=self._wall_ns())
+            usable = [asked] if asked.token not in self._refused else []
+        if candidates := usable or expired:
+            self.given = candidates[0]
+            return self.given.token
+        if found or self._url is not None:
+            raise TokenRefused(_REFUSED)
+        if self._settings is not None:
             return await StaticToken(self._settings.token).token()
-        else:
-            raise FeedUnavailable("there is no token; `tickvault login` or `tickvault token set` puts one in place")
-        return self.given.token
+        raise FeedUnavailable("there is no token; `tickvault login` or `tickvault token set` puts one in place")
+
+    async def known(self) -> str | None:
+        """Return the token given last, else one of the settings and the files; the URL is not asked."""
+        if self.given is not None:
+            return self.given.token
+        return next((one.token for one in await self.look() if not self._is_spent(one)), None)
+
+    def refuse(self, token: str) -> bool:
+        """Never give this token again; return whether that is news."""
+        news = token not in self._refused
+        self._refused[token] = None
+        while len(self._refused) > _REMEMBERED:
+            del self._refused[next(iter(self._refused))]
+        return news
 
     async def wait_changed(self, refused: str, timeout_s: float) -> None:
         """Return as soon as a place has another token than those refused, at the latest after `timeout_s` seconds."""
-        self._refused.pop(refused, None)
-        self._refused[refused] = self._monotonic_s()
-        while len(self._refused) > _REMEMBERED:
-            del self._refused[next(iter(self._refused))]
+        self.refuse(refused)
         async with asyncio.TaskGroup() as group:
             waits = [group.create_task(self._files_changed(), name="tokens:files")]
             if self._url is not None:
@@ -265,22 +293,41 @@ class Tokens:
             await asyncio.sleep(_LOOK_S)
 
     async def _url_changed(self) -> None:
-        while True:
-            await asyncio.sleep(max(0.0, self._url_asked_s + _URL_PAUSE_S - self._monotonic_s()))
+        while self._url_is_no_help():
+            if (rest_s := self._url_rest_s()) > 0:
+                await asyncio.sleep(min(rest_s, _LOOK_S))  # another feed's wait may hear of it before
+                continue
             with contextlib.suppress(FeedUnavailable):
                 token = await self._ask()
-                if token not in self._refused:
-                    self._url_found = token
-                    return
+                self._url_found = None if token in self._refused else token
 
     async def _ask(self) -> str:
-        """Return the URL's answer; what a wait has just learned counts as the next one."""
+        """Return the URL's answer; what a wait has just learned counts as the next one.
+
+        While it has nothing that could be tried, it is asked once in 15 s, whoever asks.
+        """
         assert self._url is not None
-        if self._url_found is not None:
-            token, self._url_found = self._url_found, None
-            return token
-        self._url_asked_s = self._monotonic_s()
-        return await self._url.token()
+        async with self._asking:
+            if self._url_found is not None:
+                token, self._url_found = self._url_found, None
+                return token
+            if not self._url_is_no_help() or self._url_rest_s() <= 0:
+                self._url_asked_s = self._monotonic_s()
+                self._url_answer, self._url_words = None, f"{_WHAT} has not answered yet"
+                try:
+                    self._url_answer = await self._url.token()
+                except FeedUnavailable as exc:
+                    self._url_words = str(exc)
+                    raise
+            if self._url_answer is None:
+                raise FeedUnavailable(self._url_words)
+            return self._url_answer
+
+    def _url_is_no_help(self) -> bool:
+        return self._url_answer is None or self._url_answer in self._refused
+
+    def _url_rest_s(self) -> float:
+        return self._url_asked_s + _URL_PAUSE_S - self._monotonic_s()
 
     def _look(self) -> tuple[Found, ...]:
         with self._looking:
