@@ -29,6 +29,7 @@ from tickvault.brokers.upstox.instruments import InstrumentList
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
 from tickvault.brokers.upstox.plan import RateLimit
 from tickvault.brokers.upstox.prices import PriceTap
+from tickvault.brokers.upstox.renewal import next_session
 from tickvault.brokers.upstox.selector import Selector, Typed, session_date
 from tickvault.brokers.upstox.sockets import Sockets
 from tickvault.brokers.upstox.tokens import Tokens
@@ -38,7 +39,6 @@ from tickvault.errors import JournalFull, Refused
 from tickvault.intake import Intake, Progress, commit, gap_notices
 from tickvault.journal import Fact, Journal
 from tickvault.ledger import Sessions
-from tickvault.model import segment_of
 from tickvault.notify import Notifier
 from tickvault.rewind import Cursors
 from tickvault.sinks.influx import InfluxSink
@@ -181,7 +181,13 @@ class Recorder:
         usual = await asyncio.to_thread(BaselineFile, stage.folder.path / "baseline.json")
         tokens = Tokens.of(self._settings, stage.session, wall_ns=self._wall_ns)
         sockets, definitions, calendar = self._open_sockets(stage, tokens, usual.baseline)
-        watch = TokenWatch(tokens, wall_ns=self._wall_ns, fact=stage.intake.fact)
+        planned = stage.choice.selector
+        watch = TokenWatch(
+            tokens,
+            wall_ns=self._wall_ns,
+            session=lambda now_ns: next_session(now_ns, calendar.market.calendar, planned.segments),
+            fact=stage.intake.fact,
+        )
         self._sockets, self._token = sockets, watch
         async with asyncio.TaskGroup() as group:
             group.create_task(
@@ -218,7 +224,7 @@ class Recorder:
         while True:
             await asyncio.sleep(_LOOK_S)
             now_ns, known = self._wall_ns(), calendar.market.calendar
-            segments = frozenset(map(segment_of, selector.planned))
+            segments = selector.segments
             phases = {segment: doing for feed in sockets.feeds for segment, doing in feed.phases.items()}
             ready = calendar.market.asked and not selector.waiting
             if ready and is_over(segments, known, phases, now_ns):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from tickvault.brokers.upstox.jwt import Kind, described, expiry, read_claims, warnings_due
-from tickvault.brokers.upstox.renewal import next_session_open_ns
 from tickvault.brokers.upstox.token_files import Origin
 from tickvault.errors import FeedUnavailable, TokenRefused
 
@@ -37,6 +36,8 @@ class TokenWatch:
     Args:
         tokens: of the feed; asked for another one only when a warning is due.
         wall_ns: UTC wall clock in ns.
+        session: when the session opens and ends that runs at a time or is next, all UTC ns;
+            None: not known.
         fact: journals the fact `token`.
     """
 
@@ -45,10 +46,12 @@ class TokenWatch:
         tokens: Tokens,
         *,
         wall_ns: Callable[[], int],
+        session: Callable[[int], tuple[int, int] | None],
         fact: Callable[[str, Mapping[str, object]], Awaitable[None]],
     ) -> None:
         self._tokens = tokens
         self._wall_ns = wall_ns
+        self._session = session
         self._fact = fact
         self._told: set[tuple[int, Mark]] = set()
 
@@ -104,7 +107,7 @@ class TokenWatch:
         now_ns = self._wall_ns()
         made_ns = claims.issued_ns if claims is not None and claims.issued_ns is not None else _obtained_ns(given)
         told = [mark for at_ns, mark in self._told if at_ns == end.at_ns]
-        return warnings_due(end.at_ns, now_ns, next_session_open_ns(now_ns), issued_ns=made_ns, told=told)
+        return warnings_due(end.at_ns, now_ns, self._session(now_ns), issued_ns=made_ns, told=told)
 
 
 def _read(given: Found) -> tuple[Claims | None, Expiry | None]:

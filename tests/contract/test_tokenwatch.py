@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from tickvault.brokers.upstox.renewal import is_renewal_time, next_session_open_ns
+from tickvault.brokers.upstox.phases import Calendar, Hours
+from tickvault.brokers.upstox.renewal import is_renewal_time, next_session
 from tickvault.brokers.upstox.token_files import store_token
 from tickvault.brokers.upstox.tokens import Tokens
 from tickvault.intake import token_notices
@@ -42,6 +43,7 @@ class World:
     def __init__(self, now: str) -> None:
         self.now_ns = ist(now)
         self.facts: list[Mapping[str, Any]] = []
+        self.calendar = Calendar()
 
     def wall_ns(self) -> int:
         return self.now_ns
@@ -52,7 +54,9 @@ class World:
         self.facts.append(body)
 
     def watch(self, tokens: Tokens) -> TokenWatch:
-        return TokenWatch(tokens, wall_ns=self.wall_ns, fact=self.fact)
+        return TokenWatch(
+            tokens, wall_ns=self.wall_ns, session=lambda now_ns: next_session(now_ns, self.calendar), fact=self.fact
+        )
 
     def marks(self) -> list[Any]:
         return [fact["mark"] for fact in self.facts]
@@ -132,9 +136,63 @@ async def test_a_token_that_says_nothing_is_not_warned_of() -> None:
         ("2026-11-28T00:00", "2026-11-30T09:00"),
     ],
 )
-def test_next_session(now: str, opens: str) -> None:
+def test_without_hours_every_working_day_has_a_session(now: str, opens: str) -> None:
     """The one that runs, or the next; never on a week-end."""
-    assert next_session_open_ns(ist(now)) == ist(opens)
+    assert next_session(ist(now), Calendar()) == (ist(opens), ist(opens) + 15 * 3600 * NS)
+
+
+HOLIDAY, SUNDAY = dt.date(2026, 11, 24), dt.date(2026, 11, 29)
+
+
+def hours(day: str, opens: str, closes: str) -> Hours:
+    return Hours(ist(f"{day}T{opens}"), ist(f"{day}T{closes}"))
+
+
+KNOWN = Calendar(
+    timings={
+        dt.date(2026, 11, 23): {
+            "NSE": hours("2026-11-23", "09:15", "15:30"),
+            "MCX": hours("2026-11-23", "09:00", "23:30"),
+        }
+    },
+    closed={HOLIDAY: frozenset({"NSE"})},
+    special={
+        HOLIDAY: {"MCX": hours("2026-11-24", "17:00", "23:30")},
+        SUNDAY: {"NSE": hours("2026-11-29", "18:00", "19:00")},
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("segments", "now", "opens", "ends"),
+    [
+        (("NSE_EQ",), "2026-11-23T10:00", "2026-11-23T09:00", "2026-11-23T15:30"),
+        (("NSE_EQ",), "2026-11-23T15:30", "2026-11-25T09:00", "2026-11-25T15:30"),  # over the holiday
+        (("NSE_EQ", "MCX_FO"), "2026-11-23T15:30", "2026-11-23T09:00", "2026-11-23T23:30"),
+        (("MCX_FO",), "2026-11-24T07:00", "2026-11-24T17:00", "2026-11-24T23:30"),
+        ((), "2026-11-24T07:00", "2026-11-24T17:00", "2026-11-24T23:30"),
+        (("NSE_EQ",), "2026-11-27T20:00", "2026-11-29T17:45", "2026-11-29T19:00"),  # an evening on a Sunday
+        (("BSE_EQ",), "2026-11-24T07:00", "2026-11-24T09:00", "2026-11-25T00:00"),  # of unknown hours
+    ],
+)
+def test_a_session_has_the_hours_of_what_is_recorded(
+    segments: tuple[str, ...], now: str, opens: str, ends: str
+) -> None:
+    """Holidays, evenings and special days as the exchanges have them."""
+    assert next_session(ist(now), KNOWN, segments) == (ist(opens), ist(ends))
+
+
+async def test_on_a_holiday_nobody_is_woken(tmp_path: Path) -> None:
+    """The token that ended at 03:30 is missed on the next day that trades."""
+    world = World("2026-11-23T09:30")
+    world.calendar = Calendar(timings=KNOWN.timings, closed={HOLIDAY: frozenset({"NSE", "MCX"})})
+    tokens = Tokens(access_token=jwt("2026-11-23T08:00", "2026-11-24T03:30"), data_dir=tmp_path, wall_ns=world.wall_ns)
+    await tokens.token()
+    watch = world.watch(tokens)
+    for now, marks in (("2026-11-24T08:00", []), ("2026-11-25T06:59", []), ("2026-11-25T07:01", ["session"])):
+        world.now_ns = ist(now)
+        await watch.look()
+        assert world.marks() == marks
 
 
 def test_moving_has_its_time() -> None:

@@ -59,6 +59,11 @@ def test_whose_it_is_is_nowhere() -> None:
     assert "AB1234" not in repr(read_claims(token)) + described(token, ISSUED)
 
 
+def session(opens: str) -> tuple[int, int]:
+    """Return the longest session there is."""
+    return ist(opens), ist(opens) + 15 * HOUR
+
+
 @pytest.mark.parametrize(
     "token",
     [
@@ -188,7 +193,7 @@ def test_each_warning_once() -> None:
     """Asked every hour of a token's last 40 days, the schedule gives each mark once."""
     told: list[Mark] = []
     for hours in range(40 * 24, -24, -1):
-        told += warnings_due(END, END - hours * HOUR, ist("2027-11-23T09:00"), told=told)
+        told += warnings_due(END, END - hours * HOUR, session("2027-11-23T09:00"), told=told)
     assert told == [Mark.DAYS_30, Mark.DAYS_7, Mark.DAYS_1, Mark.SESSION]
 
 
@@ -199,7 +204,7 @@ def test_a_daily_token_is_not_warned_of_every_day() -> None:
 
 def test_a_session_without_a_token_is_warned_of_before_it_opens() -> None:
     """A token that ended at 03:30 is missed at 09:15: said from 07:15 on, and not the night before."""
-    ended, opens = ist("2026-11-24T03:30"), ist("2026-11-24T09:15")
+    ended, opens = ist("2026-11-24T03:30"), session("2026-11-24T09:15")
     assert warnings_due(ended, ist("2026-11-24T03:40"), opens, issued_ns=ISSUED) == ()
     assert warnings_due(ended, ist("2026-11-24T07:15"), opens, issued_ns=ISSUED) == (Mark.SESSION,)
     assert warnings_due(ended, ist("2026-11-24T10:00"), opens, issued_ns=ISSUED, told=[Mark.SESSION]) == ()
@@ -209,7 +214,10 @@ def test_a_token_that_outlives_the_session_is_no_warning() -> None:
     """Today's token ends after the longest session there is."""
     assert (
         warnings_due(
-            ist("2026-11-25T03:30"), ist("2026-11-24T10:00"), ist("2026-11-24T09:00"), issued_ns=ist("2026-11-24T08:00")
+            ist("2026-11-25T03:30"),
+            ist("2026-11-24T10:00"),
+            session("2026-11-24T09:00"),
+            issued_ns=ist("2026-11-24T08:00"),
         )
         == ()
     )

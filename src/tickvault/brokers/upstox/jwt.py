@@ -46,8 +46,6 @@ _MAX_CHARS: Final = 16_384
 _MAX_TIME_S: Final = 253_402_300_799.0  # the end of the year 9999, where datetime ends
 # Warn of a session without a token this long before it opens: time enough to log in, and not yet night.
 _LEAD_NS: Final = 2 * _HOUR_NS
-# The longest session there is, MCX from 09:00 to 23:55; a token that ends later outlives every session.
-_SESSION_NS: Final = 15 * _HOUR_NS
 
 
 class Kind(StrEnum):
@@ -195,7 +193,7 @@ def described(token: str, now_ns: int, *, obtained_ns: int | None = None) -> str
 def warnings_due(
     expires_ns: int,
     now_ns: int,
-    session_open_ns: int | None,
+    session: tuple[int, int] | None,
     *,
     issued_ns: int | None = None,
     told: Collection[Mark] = (),
@@ -207,18 +205,14 @@ def warnings_due(
     Args:
         expires_ns: the token's end, UTC.
         now_ns: UTC.
-        session_open_ns: when the next session opens, or the one that runs has opened; None when that is not known.
+        session: when the session opens and ends that runs now or is next, UTC; None when that is not asked.
         issued_ns: when the token was made; a token made for less than 30, 7 or 1 days is not warned of that far ahead:
             a daily token would be warned of every day.
         told: what was told of this token before.
     """
     due = []
     # The only warning that outlives the token: one that ended at 03:30 is missed at 09:15.
-    if (
-        session_open_ns is not None
-        and session_open_ns - _LEAD_NS <= now_ns < session_open_ns + _SESSION_NS
-        and expires_ns < session_open_ns + _SESSION_NS
-    ):
+    if session is not None and session[0] - _LEAD_NS <= now_ns < session[1] and expires_ns < session[1]:
         due.append(Mark.SESSION)
     if now_ns < expires_ns:
         due += [

@@ -20,7 +20,7 @@ import structlog
 from tickvault.brokers.upstox.planner import EMPTY, arithmetic, plan
 from tickvault.brokers.upstox.resolve import Listing, Resolution, needs_list, resolve
 from tickvault.errors import ConfigurationError, FeedUnavailable
-from tickvault.model import IST
+from tickvault.model import IST, segment_of
 from tickvault.selections import Key, ListFile, Selection, Symbol, lines_of, parse_selection
 
 if TYPE_CHECKING:
@@ -160,6 +160,11 @@ class Selector:
     def planned(self) -> tuple[str, ...]:
         """The keys of all sockets."""
         return tuple(one.instrument_key for socket in self.plan.sockets for one in socket)
+
+    @property
+    def segments(self) -> frozenset[str]:
+        """The segments of these."""
+        return frozenset(map(segment_of, self.planned))
 
     @property
     def unpriced(self) -> tuple[str, ...]:
