@@ -11,7 +11,7 @@ import pytest
 from tickvault.brokers.upstox.events import Action, Degraded, Delivered, Due, Event, Failed, Opened, Plain, Silent
 from tickvault.brokers.upstox.plan import RateLimit
 from tickvault.brokers.upstox.session import Session, SessionPatience
-from tickvault.brokers.upstox.transitions import TABLE, Do, Signal, State, diagram
+from tickvault.brokers.upstox.transitions import OPEN, TABLE, Do, Signal, State, diagram
 
 PAGE = Path(__file__).parents[2] / "docs" / "session.md"
 PATIENCE = SessionPatience()
@@ -266,6 +266,20 @@ def test_stopping() -> None:
     session = reach(State.LIVE)
     drive(session, Degraded("brown_out", ""), Plain.STOP, Plain.CLOSED)
     assert session.state is State.STOPPED
+
+
+@pytest.mark.parametrize("state", OPEN)
+def test_an_open_connection_is_left_for_another_token(state: State) -> None:
+    """Whatever it is doing, and although the rate limit allows no call now; waiting, the limit decides."""
+    session = session_with(calls=1)
+    drive(session, *PATHS[state])
+    assert session.state is state
+    closing = session.on(Plain.RENEWED, 1.0)
+    assert [action.do for action in closing] == [Do.CLOSE, Do.WAIT]
+    assert (closing[0].reason, session.state) == ("renewed", State.CLOSING)
+    assert drive(session, Plain.CLOSED, now_s=2.0) == [Do.WAIT]
+    assert drive(session, Plain.RENEWED, now_s=3.0) == [Do.WAIT]
+    assert drive(session, Plain.RENEWED, now_s=80.0) == [Do.PREPARE]
 
 
 def test_refused_for_good() -> None:

@@ -20,7 +20,7 @@ import structlog
 from aiohttp import WSMsgType
 
 from tickvault.brokers.upstox.dial import CLOSE_S
-from tickvault.brokers.upstox.events import Degraded, Due, Opened, Plain
+from tickvault.brokers.upstox.events import Due, Opened, Plain
 from tickvault.brokers.upstox.observe import RawFrame, Sight
 from tickvault.brokers.upstox.plan import MAX_KEYS, Method, chunks, excess, new_guid, request_bytes
 from tickvault.brokers.upstox.session import SessionPatience
@@ -170,9 +170,9 @@ class Connection:
                 task.cancel()
         return end
 
-    def leave(self, reason: str, detail: str) -> None:
-        """Have the session close this connection, if it is live, for another one."""
-        self._tell(Degraded(reason, detail))
+    def renew(self) -> None:
+        """Have the session close this connection for one with another token."""
+        self._tell(Plain.RENEWED)
 
     async def aclose(self) -> None:
         """Give the connection up, at once."""

@@ -19,7 +19,7 @@ class Plain(StrEnum):
     PREPARED = "prepared"  # list of keys and token are there
     AUTHORIZED = "authorized"
     HOPELESS = "hopeless"  # the only token there is was refused at the very first call
-    RENEWED = "renewed"
+    RENEWED = "renewed"  # there is another token than the one refused, or in use
     DEFINED = "defined"  # the definitions are in force, or late
     GREETED = "greeted"  # market_info came
     SENT = "sent"
@@ -59,7 +59,7 @@ class Silent:
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
-    """One new connection is worth the try: so much is missing, or there is another token."""
+    """So much is missing that one new connection is worth the try."""
 
     reason: str
     detail: str

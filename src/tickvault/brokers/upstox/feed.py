@@ -369,7 +369,7 @@ class Feed:
         while True:
             await asyncio.sleep(self._patience.renewal_s)
             if is_renewal_time(self._clock_ns()) and await self._has_renewed():
-                connection.leave("renewed", "moves onto another token")
+                connection.renew()
 
     async def _has_renewed(self) -> bool:
         try:

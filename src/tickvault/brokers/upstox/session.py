@@ -122,6 +122,8 @@ class Session:
 
     def _judge_plain(self, event: Plain, now_s: float) -> Signal | None:
         match event:
+            case Plain.RENEWED if self.state in OPEN:
+                return Signal.RENEWED
             case Plain.START | Plain.PREPARED | Plain.RENEWED:
                 return self._if_allowed(Signal(event.value), now_s)
             case Plain.DEFINED | Plain.GREETED:
@@ -206,6 +208,8 @@ class Session:
                 self._reason, self._detail = "mute", detail
             case Signal.DEGRADED, Degraded(reason, detail):
                 self._reason, self._detail = reason, detail
+            case Signal.RENEWED, _:
+                self._reason, self._detail = "renewed", "moves onto another token"
             case Signal.PING_DUE, _:
                 self._pinged_s = now_s
             case Signal.DEAD, _:

@@ -45,14 +45,12 @@ class Signal(StrEnum):
     QUIET = "quiet"  # they do not, and nothing is due: the market is closed or pauses
     UNSERVED = "unserved"  # they do not, and should
     SILENT = "silent"  # they did, and no longer do
-    DEGRADED = (
-        "degraded"  # they do, but one new connection is worth the try: so little comes, or there is another token
-    )
+    DEGRADED = "degraded"  # they do, but so little that one new connection is worth the try
     PING_DUE = "ping_due"
     DEAD = "dead"  # no answer to a ping
     CLOSED = "closed"
     DUE = "due"
-    RENEWED = "renewed"  # another token is to be had than the one that was refused
+    RENEWED = "renewed"  # another token is to be had than the one that was refused, or that is in use
     STOP = "stop"
     STOPPED = "stopped"  # the connection that was to be closed has ended
 
@@ -103,6 +101,7 @@ TABLE: Final[dict[tuple[State, Signal], tuple[State, tuple[Do, ...]]]] = {
     (State.MUTE, Signal.DUE): (State.CLOSING, (Do.CLOSE, Do.WAIT)),
     **{(state, Signal.PING_DUE): (state, (Do.PING,)) for state in OPEN},
     **{(state, Signal.DEAD): (State.CLOSING, (Do.ABANDON,)) for state in OPEN},
+    **{(state, Signal.RENEWED): (State.CLOSING, (Do.CLOSE, Do.WAIT)) for state in OPEN},
     **{(state, Signal.CLOSED): (State.WAITING, (Do.WAIT,)) for state in OPEN},
     **{(state, Signal.STOP): (State.CLOSING, (Do.CLOSE, Do.WAIT)) for state in OPEN},
     (State.CLOSING, Signal.DUE): (State.CLOSING, (Do.ABANDON,)),
