@@ -160,8 +160,8 @@ class FeedHealth:
         held_s: seconds that reading has stood still.
         token: kind, plan and expiry of the access token, in words; `token_expires_s` its end, UTC.
         sockets: how many there are; `planned` how many keys they serve.
-        refused: what does not fit the broker's limits, with the arithmetic; None when all does.
-        skipped: selections that come to nothing, and why; at most 20.
+        refused: what does not fit the broker's limits, with the arithmetic; None when all does. `keys_refused`: how many.
+        skipped: selections that come to nothing, and why; at most 20 of `skipped_count`.
     """
 
     state: str
@@ -180,7 +180,9 @@ class FeedHealth:
     sockets: int = 0
     planned: int = 0
     refused: str | None = None
+    keys_refused: int = 0
     skipped: list[str] = field(default_factory=list)
+    skipped_count: int = 0
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> FeedHealth:

@@ -349,7 +349,9 @@ class Recorder:
             sockets=len(sockets.feeds),
             planned=selector.plan.keys,
             refused=selector.refused,
+            keys_refused=len(selector.plan.refused),
             skipped=list(selector.skipped[:_SHOWN_SKIPPED]),
+            skipped_count=len(selector.skipped),
         )
 
     def _outcome(self, journalled: int, state: State, last_seq: int) -> Outcome:

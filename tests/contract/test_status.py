@@ -10,6 +10,7 @@ import pytest
 
 from tickvault import snapshots
 from tickvault.errors import Refused
+from tickvault.health import FeedHealth, KeysHealth, MarketHealth
 from tickvault.web.status import StatusServer
 
 if TYPE_CHECKING:
@@ -39,6 +40,28 @@ async def test_it_shows_a_snapshot_in_every_form(tmp_path: Path) -> None:
         assert "<th>recorder</th>" in page
     finally:
         await server.stop()
+
+
+async def test_what_is_not_asked_for_has_metrics(tmp_path: Path) -> None:
+    """The plan's keys, those that do not fit, and selections that come to nothing."""
+    feed = FeedHealth(
+        state="live", conn=1, frames=0, reconnects=0, last_frame_age_s=None, queued=0, queue_waits=0, held_s=0.0,
+        last_error=None, keys=KeysHealth(), market=MarketHealth(),
+        sockets=2, planned=4000, refused="412 of 4,412 keys do not fit", keys_refused=412,
+        skipped=["x"] * 20, skipped_count=23,
+    )  # fmt: skip
+    server = StatusServer(lambda: snapshots.take(tmp_path, feed=feed), host="127.0.0.1", port=0, token=None)
+    url = f"http://{await server.start()}"
+    try:
+        page = (await answer(f"{url}/metrics"))[1].splitlines()
+    finally:
+        await server.stop()
+    assert {
+        "tickvault_sockets 2.0",
+        "tickvault_keys_planned 4000.0",
+        "tickvault_keys_refused 412.0",
+        "tickvault_selections_skipped 23.0",
+    } <= set(page)
 
 
 async def test_a_name_that_points_here_from_elsewhere_is_refused(tmp_path: Path) -> None:

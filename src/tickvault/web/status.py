@@ -155,10 +155,18 @@ class _Metrics(Collector):
             )
             yield _gauge("tickvault_feed_live", "1 when the feed is live", float(feed.state == "live"))
             yield _gauge("tickvault_queue_frames", "Messages waiting for the journal", feed.queued)
+            yield from _of_plan(feed)
             yield from _of_keys(feed.keys)
             yield from _of_market(feed)
             if feed.token_expires_s is not None:
                 yield _gauge("tickvault_token_expires_seconds", "When the access token ends, UTC", feed.token_expires_s)
+
+
+def _of_plan(feed: FeedHealth) -> Iterable[Metric]:
+    yield _gauge("tickvault_sockets", "Connections that the plan has", feed.sockets)
+    yield _gauge("tickvault_keys_planned", "Keys that are to be subscribed to", feed.planned)
+    yield _gauge("tickvault_keys_refused", "Keys that are wanted and do not fit the broker's limits", feed.keys_refused)
+    yield _gauge("tickvault_selections_skipped", "Selections that come to nothing", feed.skipped_count)
 
 
 def _of_keys(keys: KeysHealth) -> Iterable[Metric]:
