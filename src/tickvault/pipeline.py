@@ -224,10 +224,9 @@ class Recorder:
         while True:
             await asyncio.sleep(_LOOK_S)
             now_ns, known = self._wall_ns(), calendar.market.calendar
-            segments = selector.segments
+            segments = frozenset() if selector.waiting else selector.segments
             phases = {segment: doing for feed in sockets.feeds for segment, doing in feed.phases.items()}
-            ready = calendar.market.asked and not selector.waiting
-            if ready and is_over(segments, known, phases, now_ns):
+            if calendar.market.asked and is_over(segments, known, phases, now_ns):
                 _log.info("recorder.trading_over", segments=sorted(segments))
                 stopping.set()
                 return

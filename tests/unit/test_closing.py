@@ -41,11 +41,11 @@ KNOWN = Calendar(
         (("NSE_EQ", "MCX_FO"), "23:30", {}, True),
         (("NSE_EQ", "BSE_EQ"), "23:59", {}, False),
         ((), "16:30", {}, False),
-        ((), "23:30", {}, False),
+        ((), "23:30", {}, True),
     ],
 )
 def test_the_last_segment_decides(segments: tuple[str, ...], clock: str, phases: dict[str, Phase], over: bool) -> None:
-    """By its hours; while its status says that it is still at it, not yet; of unknown hours, or without any, never."""
+    """By its hours; while its status says that it is still at it, not yet; of unknown hours, never; while nobody knows which, all."""
     assert is_over(segments, KNOWN, phases, at(clock)) is over
 
 

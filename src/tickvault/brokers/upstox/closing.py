@@ -24,16 +24,16 @@ def is_over(segments: Collection[str], calendar: Calendar, phases: Mapping[str, 
     """Return whether none of the segments trades any more today.
 
     Args:
-        segments: what is subscribed to; none: nothing can be said.
+        segments: what is subscribed to; none: not known yet, so that everything whose hours are known has to be over.
         calendar: says when each should close. A segment of unknown hours is never over: only a person can tell.
         phases: segment → what it does, by the feed's statuses while they count. One that is at it after its hours is
             waited for, up to an hour.
         at_ns: UTC wall clock in ns.
     """
     today = dt.datetime.fromtimestamp(at_ns / 1e9, IST).date()
-    return bool(segments) and all(
-        calendar.knows(segment) and _is_over(calendar, segment, phases.get(segment), today, at_ns)
-        for segment in segments
+    wanted = segments or calendar.segments
+    return bool(wanted) and all(
+        calendar.knows(segment) and _is_over(calendar, segment, phases.get(segment), today, at_ns) for segment in wanted
     )
 
 

@@ -116,6 +116,11 @@ class Calendar:
             return None
         return self._usual(exchange, date)
 
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The segments whose hours are known."""
+        return tuple(segment for segment in _EXCHANGES if self.knows(segment))
+
     def knows(self, segment: str) -> bool:
         """Whether anything is known of a segment's hours."""
         exchange = exchange_of(segment)
