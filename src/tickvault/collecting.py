@@ -57,6 +57,7 @@ class Collector:
         self._progress = progress
         self._wall_ns = wall_ns
         self._held: Chunk | None = None  # read, but of the next batch: other definitions are in force
+        self._held_due_s = math.inf  # it has waited with the batch before it, and does not wait anew
         self._more = False  # the last read did not reach the journal's end
 
     async def next(self) -> Batch | None:
@@ -66,7 +67,7 @@ class Collector:
             JournalDamaged: as JournalReader.read does.
         """
         parts: list[Batch] = []
-        rows, size, due_s = 0, 0, math.inf
+        rows, size, due_s = 0, 0, math.inf if self._held is None else self._held_due_s
         while rows < self._policy.max_rows and size < self._policy.max_bytes:
             if self._held is None and not self._more:
                 due_s = await self._wait(due_s)
@@ -80,7 +81,7 @@ class Collector:
                 continue
             self._more = chunk.hi < last_seq
             if parts and chunk.changed:
-                self._held = chunk
+                self._held, self._held_due_s = chunk, due_s
                 break
             part = await asyncio.to_thread(to_batch, chunk, recorder_id=self._recorder_id, ledger=self._ledger)
             if due_s == math.inf:

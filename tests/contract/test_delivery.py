@@ -16,6 +16,7 @@ from doubles import AT_MS, AT_NS, Vault, payload, received
 
 from tickvault.batching import to_batch
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
+from tickvault.collecting import Collector
 from tickvault.delivery import Delivery, Patience
 from tickvault.errors import BatchRejected, BatchTooLarge, JournalFull, SinkMisconfigured, SinkUnavailable
 from tickvault.intake import Progress
@@ -346,6 +347,23 @@ async def test_a_batch_is_read_once_however_many_frames_it_came_in(
         await bench.progress.end()
     assert [batch.hi - batch.lo + 1 for batch in sink.batches] == [50]
     assert [count for count in reads if count] == [50]
+
+
+async def test_what_new_definitions_cut_off_does_not_wait_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frames behind a change of definitions have waited with those before it, and follow at once."""
+    dues = iter([0.0])  # one batch is due at once; another wait would never end
+
+    monkeypatch.setattr(Collector, "_due_s", lambda _: next(dues, math.inf))
+    bench.append(1)
+    bench.journal.append([Fact("defs", defs_body([Definition(instrument_key="NSE_EQ|A", symbol="ONE")])), received(2)])
+    bench.append(1)
+    sink = MemorySink(policy=BatchPolicy(max_rows=1000, max_bytes=1_000_000, max_wait_s=60.0))
+    delivery = bench.delivery(sink, ended=False)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        group.create_task(delivery.run())
+        await until(lambda: len(sink.seqs()) == 3)
+        await bench.progress.end()
+    assert [(batch.lo, batch.hi) for batch in sink.batches] == [(1, 1), (2, 3)]
 
 
 async def test_a_backlog_is_read_without_waiting_for_anything(bench: Bench) -> None:
