@@ -641,7 +641,7 @@ def test_sinks():
     assert load(NATS_URL="nats://a").warnings == (
         "NATS_URL in the environment is not used, because TICKVAULT_SINKS does not name nats",
     )
-    assert "INFLUX_BUCKET is not set" in load(INFLUX_URL="http://store").warnings[0]
+    assert "INFLUX_BUCKET is not set; rows go to the bucket tickvault" in load(INFLUX_URL="http://store").warnings[0]
 
 
 def test_replace_instrument_key_is_said_once():

@@ -164,7 +164,7 @@ def _sinks(typed: Typed, given: Mapping[str, Given], findings: Findings) -> tupl
         if url in given and sink not in sinks
     )
     if "influx" in sinks and not typed.INFLUX_BUCKET:
-        findings.warnings.append("INFLUX_BUCKET is not set; InfluxDB refuses rows without one")
+        findings.warnings.append("INFLUX_BUCKET is not set; rows go to the bucket tickvault")
     return sinks
 
 

@@ -84,7 +84,10 @@ SETTINGS: Final = (
     Setting("INFLUX_URL", "", "InfluxDB, e.g. `http://localhost:8086`", aliases=("INFLUX_DB_URL", "INFLUXDB_URL")),
     Setting("INFLUX_ORG", "", "organization (v2)", aliases=("INFLUX_DB_ORG", "INFLUXDB_ORG")),
     Setting(
-        "INFLUX_BUCKET", "", "bucket; on v1 and v3 the database", aliases=("INFLUX_BUCKET_NAME", "INFLUXDB_BUCKET_NAME")
+        "INFLUX_BUCKET",
+        "",
+        "bucket, `tickvault` when not set; on v1 and v3 the database",
+        aliases=("INFLUX_BUCKET_NAME", "INFLUXDB_BUCKET_NAME"),
     ),
     Setting(
         "INFLUX_TOKEN",
@@ -135,8 +138,16 @@ SETTINGS: Final = (
         "host:port of dashboard, `/api/status`, `/metrics`, `/healthz` and `/readyz`, or `off`; elsewhere than loopback only with `TICKVAULT_HTTP_TOKEN`",
     ),
     Setting("TICKVAULT_HTTP_TOKEN", "", "token that the dashboard and the status API ask for", secret=True),
-    Setting("TICKVAULT_RETAIN", "3d", "delivered frames are kept this long: `3d`, `12h`, `30m`, `90s`"),
-    Setting("TICKVAULT_DISK_RESERVE", "5%", "below this much free disk intake stops with a gap: `5%`, `10GB`, `500MB`"),
+    Setting(
+        "TICKVAULT_RETAIN",
+        "3d",
+        "delivered frames are kept this long: `3d`, `12h`, `30m`, `90s`; not built yet, without effect",
+    ),
+    Setting(
+        "TICKVAULT_DISK_RESERVE",
+        "5%",
+        "below this much free disk intake stops with a gap: `5%`, `10GB`, `500MB`; not built yet, only `check` compares",
+    ),
     Setting("TICKVAULT_SHUTDOWN_S", "30", "seconds that a stopping recorder gives its sinks to take the rest"),
     Setting("TICKVAULT_LOG_LEVEL", "info", "`debug`, `info`, `warning`, `error`"),
     Setting("TICKVAULT_LOG_FORMAT", "auto", "`console`, `json`, or `auto`: JSON when stderr is not a terminal"),
