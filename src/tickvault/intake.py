@@ -131,7 +131,7 @@ class Intake:
         since_ns, taken = 0, items
         while True:
             try:
-                return commit(journal, state, items)
+                committed = commit(journal, state, items)
             except JournalFull as exc:
                 if self._ending.is_set():
                     raise
@@ -142,6 +142,10 @@ class Intake:
                     full = {"state": "full", "since_ns": since_ns, "detail": str(exc)}
                     items = [*taken, Fact("disk_full", full), Fact("disk_full", {"state": "room"})]
                 self._ending.wait(_FULL_PAUSE_S)
+            else:
+                if since_ns:
+                    _log.info("journal.room", waited_s=round((self._wall_ns() - since_ns) / 1e9, 1))
+                return committed
 
     async def _put(self, item: Received | Fact, size: int) -> None:
         async with self._changed:

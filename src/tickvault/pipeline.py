@@ -141,9 +141,11 @@ class Recorder:
             stage = _Stage(folder, state, journal, executor, session, Progress(journal.last_seq), self._intake, choice)
             self._deliveries = await self._open_deliveries(stack, stage)
             _log.info("recorder.started", recorder_id=journal.recorder_id, seq=journal.last_seq, version=__version__)
-            await self._deliver(stage, stopping)
-            outcome = self._outcome(journal.last_seq - first_seq, state, journal.last_seq)
-            _log.info("recorder.stopped", received=outcome.received, journalled=outcome.journalled)
+            try:
+                await self._deliver(stage, stopping)
+            finally:  # told of a run that failed too: a disk that stays full costs what was queued
+                outcome = self._outcome(journal.last_seq - first_seq, state, journal.last_seq)
+                _log.info("recorder.stopped", received=outcome.received, journalled=outcome.journalled)
             return outcome
 
     def snapshot(self) -> Snapshot:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from doubles import AT_NS, frames_of
+from structlog.testing import capture_logs
 
 from tickvault import intake as intakes
 from tickvault.errors import JournalFull
@@ -249,9 +250,11 @@ async def test_a_full_disk_at_which_reading_stood_still_is_a_gap(
     await until(lambda: desk.intake.waits > 0)
     desk.journal.full = 3
     desk.journal.gate.set()
-    await reader
-    await desk.intake.close()
-    await task
+    with capture_logs() as logs:
+        await reader
+        await desk.intake.close()
+        await task
+    assert [one["event"] for one in logs] == ["journal.full", "journal.room"]
     assert desk.journalled() == [1, 2, 3]
     facts = list(events(desk.folder, ("disk_full",)))
     await asyncio.to_thread(desk.close)

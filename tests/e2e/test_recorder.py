@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import resource
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import oracle
 import pytest
+from doubles import frames_of
 from programs import call, environ_for, globbed, recorder, simulator, stats
 from servers import influx_query, influxd, victoria_export, victoria_metrics, wait_until
 
@@ -246,3 +249,31 @@ def _assert_victoria(victoria: Server, sent: list[bytes]) -> None:
         for at, value in samples.items():
             # It keeps about twelve digits of a float.
             assert stored[series][at] == pytest.approx(value, rel=1e-11), (series, at)
+
+
+def _largest(data: Path) -> int:
+    """Return the size of the largest file of journal and state."""
+    return max(path.stat().st_size for path in (*data.glob("journal/*"), data / "state.db"))
+
+
+def test_a_full_disk_is_waited_for_and_a_stop_counts_what_it_cost(tmp_path: Path) -> None:
+    """With room again everything sent is journalled; a stop while there is none says how much was received for nothing."""
+    log = tmp_path / "sent.log"
+    with simulator(tmp_path, "--log", str(log)) as (url, _):
+        data = tmp_path / "data"
+        with recorder(tmp_path, environ_for(url, data)) as recording:
+            wait_until(lambda: stats(data)["last_seq"] > 2, "it records")
+            _, most = resource.prlimit(recording.process.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(recording.process.pid, resource.RLIMIT_FSIZE, (_largest(data) + 8192, most))
+            wait_until(lambda: "journal.full" in recording.said(), "the disk is full")
+            resource.prlimit(recording.process.pid, resource.RLIMIT_FSIZE, (most, most))
+            wait_until(lambda: "journal.room" in recording.said(), "there is room again")
+            resource.prlimit(recording.process.pid, resource.RLIMIT_FSIZE, (_largest(data) + 8192, most))
+            wait_until(lambda: recording.said().count("journal.full") == 2, "the disk is full again")
+            assert recording.stop() == 1
+            lines = [json.loads(line) for line in recording.errors.read_text().splitlines() if line.startswith("{")]
+        [told] = [line for line in lines if line["event"] == "recorder.stopped"]
+        assert told["received"] > told["journalled"] == stats(data)["last_seq"]
+        assert "free space on the disk" in recording.said()
+        sent = oracle.logged_frames(log)
+        assert [frame.payload for frame in frames_of(data / "journal")] == sent[: told["journalled"]]
