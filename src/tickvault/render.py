@@ -79,19 +79,21 @@ def columns(pairs: Iterable[tuple[str, object]]) -> None:
         console().print(Text(f"{name:<{width}}  {value}"), soft_wrap=True)
 
 
-def live_line(one: Snapshot) -> str:
-    """Return a snapshot as one line, for a terminal that is being watched."""
+def live_line(one: Snapshot, *, width: int) -> Text:
+    """Return a snapshot as one line of at most `width` cells, for a terminal that is being watched."""
     feed = one.feed
     parts = [feed.state if feed else "starting", f"{feed.frames if feed else 0:,} frames", f"seq {one.last_seq:,}"]
     parts += [
-        f"{name} {'✔' if sink.state == 'running' else sink.state} lag {sink.lag_frames:,} frames"
+        f"{name} {'✔' if sink.state == 'running' else sink.state} {sink.lag_frames:,} behind"
         for name, sink in one.sinks.items()
     ]
     if feed and feed.market.state in ALARMS:
         parts.append(feed.market.shown())
     if feed and feed.state != "live" and feed.last_error:
         parts.append(feed.last_error)
-    return " · ".join(parts)
+    line = Text(" · ".join(parts))
+    line.truncate(max(1, width), overflow="ellipsis")
+    return line
 
 
 def snapshot(one: Snapshot) -> None:

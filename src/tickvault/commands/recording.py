@@ -28,6 +28,9 @@ from tickvault.settings import check_plaintext, load_settings, require_recordabl
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
+    from rich.console import Console
+    from rich.status import Status
+
 __all__ = ["demo", "run", "simulate"]
 
 _log: Final = structlog.get_logger(__name__)
@@ -205,21 +208,23 @@ async def _watch(
     """Run a recorder with a live line on a terminal."""
     if not sys.stderr.isatty():
         return await _with_timer(recorder.run(stopping, until_close=until_close), stopping, duration_s)
-    with render.console(stderr=True).status("starting") as line:
+    console = render.console(stderr=True)
+    with console.status("starting") as line:
         async with asyncio.TaskGroup() as group:
-            shown = group.create_task(_show(recorder, line.update), name="progress")
+            shown = group.create_task(_show(recorder, console, line), name="progress")
             try:
                 return await _with_timer(recorder.run(stopping, until_close=until_close), stopping, duration_s)
             finally:
                 shown.cancel()
 
 
-async def _show(recorder: Recorder, show: Callable[[str], None]) -> None:
+async def _show(recorder: Recorder, console: Console, line: Status) -> None:
     while True:
         await asyncio.sleep(0.5)
         # The folder may not be there yet, or just be closing.
         with contextlib.suppress(OSError, TickvaultError):
-            show(render.live_line(await asyncio.to_thread(recorder.snapshot)))
+            one = await asyncio.to_thread(recorder.snapshot)
+            line.update(render.live_line(one, width=console.width - 3))  # a spinner and a blank stand before it
 
 
 async def _demo(
