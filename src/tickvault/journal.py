@@ -81,6 +81,7 @@ class Journal:
         self.first_seq = 1
         self.last_conn = 0
         self.definitions: dict[str, Definition] = {}
+        self._defining: dict[str, Definition] = {}  # in facts that were asked for, committed or not yet
         self.ledger = Ledger()
         self.gaps: tuple[Gap, ...] = ()  # all that the journal told when it was opened, as they then were
         self.max_segment_bytes = segments.MAX_BYTES
@@ -184,8 +185,13 @@ class Journal:
         return gaps if self.stopped else gaps + self.ledger.passed(self._last_ns)
 
     def define(self, definitions: Mapping[str, Definition]) -> Fact | None:
-        """Return the fact that brings changed definitions into force, None if all are in force already."""
-        changed = [one for key, one in definitions.items() if self.definitions.get(key) != one]
+        """Return the fact that brings changed definitions into force, to be appended; None if none has changed.
+
+        What a fact returned before will bring into force counts, appended yet or not.
+        """
+        latest = {**self.definitions, **self._defining}
+        changed = [one for key, one in definitions.items() if latest.get(key) != one]
+        self._defining.update((one.instrument_key, one) for one in changed)
         return Fact("defs", segments.defs_body(changed)) if changed else None
 
     def close(self) -> None:

@@ -189,7 +189,10 @@ def test_definitions_in_force_are_the_same_wherever_one_begins_to_read(home: Hom
     assert found == {seq: symbol for seq, symbol in expected.items() if seq > after_seq}
     assert home.journal.definitions["A"].symbol == "v3"
     assert home.journal.define({"A": Definition(instrument_key="A", symbol="v3")}) is None
-    assert home.journal.define({"A": Definition(instrument_key="A", symbol="v4")}) is not None
+    newer = {"A": Definition(instrument_key="A", symbol="v4")}
+    assert home.journal.define(newer) is not None
+    assert home.journal.define(newer) is None, "it is on its way"
+    assert home.journal.define({"A": Definition(instrument_key="A", symbol="v3")}) is not None, "and would be in force"
 
 
 def test_reopening_goes_on_with_the_next_number(home: Home) -> None:
