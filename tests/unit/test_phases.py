@@ -77,6 +77,10 @@ def test_a_status_of_now_is_believed(segment: str, status: str, expected: Phase)
         # A halt within the day, and a day that is made longer, are news.
         ("NORMAL_CLOSE", at(MONDAY, "11:00"), at(MONDAY, "11:30"), Phase.QUIET),
         ("NORMAL_OPEN", at(MONDAY, "09:15"), at(MONDAY, "16:30"), Phase.OPEN),
+        # The closing session is to come, but not for ever, and not on a day without trading.
+        ("NORMAL_CLOSE", at(MONDAY, "15:30"), at(MONDAY, "16:29"), Phase.QUIET),
+        ("NORMAL_CLOSE", at(MONDAY, "15:30"), at(MONDAY, "16:30"), Phase.CLOSED),
+        ("NORMAL_CLOSE", at(SUNDAY, "12:00"), at(SUNDAY, "12:01"), Phase.CLOSED),
         # Still open, from the day before.
         ("NORMAL_OPEN", at(SUNDAY, "12:00"), at(MONDAY, "02:00"), Phase.CLOSED),
     ],

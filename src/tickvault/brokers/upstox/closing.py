@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Final
 
-from tickvault.brokers.upstox.phases import Phase
+from tickvault.brokers.upstox.phases import CLOSING_NS, Phase
 from tickvault.model import IST
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["is_over"]
 
-# The closing session of equities ends 45 min behind their hours; an end that nobody told is not waited for longer.
-_LONGEST_NS: Final = 3600 * 1_000_000_000
 _TRADING: Final = frozenset({Phase.OPEN, Phase.PRE_OPEN, Phase.CLOSING})
 
 
@@ -43,4 +41,4 @@ def _is_over(calendar: Calendar, segment: str, phase: Phase | None, today: dt.da
         return phase not in _TRADING
     if at_ns < hours.close_ns:
         return False
-    return phase in {None, Phase.CLOSED, Phase.UNKNOWN} or at_ns >= hours.close_ns + _LONGEST_NS
+    return phase in {None, Phase.CLOSED, Phase.UNKNOWN} or at_ns >= hours.close_ns + CLOSING_NS

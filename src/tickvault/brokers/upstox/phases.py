@@ -21,7 +21,7 @@ from tickvault.model import IST, segment_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Calendar", "Hours", "Phase", "calendar_of", "exchange_of", "phase"]
+__all__ = ["CLOSING_NS", "Calendar", "Hours", "Phase", "calendar_of", "exchange_of", "phase"]
 
 _NS_PER_MS: Final = 1_000_000
 _NS_PER_S: Final = 1_000_000_000
@@ -75,6 +75,8 @@ _OF_STATUS: Final = {
     "CAS_M_STOP": Phase.CLOSING,
     "CAS_STOP": Phase.QUIET,
 }
+# The closing session of equities ends 45 min behind their hours; an end that nobody told is not waited for longer.
+CLOSING_NS: Final = 3600 * _NS_PER_S
 _EQUITY: Final = frozenset({"NSE_EQ", "BSE_EQ", "NSE_INDEX", "BSE_INDEX"})
 
 
@@ -181,12 +183,21 @@ def phase(segment: str, status: str | None, calendar: Calendar, at_ns: int, *, s
     today = _date(at_ns)
     hours = calendar.hours(segment, today)
     if status is not None and _counts(at_ns if said_ns is None else said_ns, at_ns, hours):
-        if status == "NORMAL_CLOSE" and segment_of(segment) in _EQUITY:
+        if (
+            status == "NORMAL_CLOSE"
+            and segment_of(segment) in _EQUITY
+            and not _is_done(segment, hours, calendar, at_ns)
+        ):
             return Phase.QUIET  # the closing session is to come; CLOSING_END ends it
         return _OF_STATUS.get(status, Phase.UNKNOWN)
     if hours is None and not calendar.knows(segment):
         return Phase.UNKNOWN
     return Phase.OPEN if hours is not None and at_ns in hours else Phase.CLOSED
+
+
+def _is_done(segment: str, hours: Hours | None, calendar: Calendar, at_ns: int) -> bool:
+    """Return whether no closing session follows any more: whether indices are told of its end nobody has measured."""
+    return calendar.knows(segment) if hours is None else at_ns >= hours.close_ns + CLOSING_NS
 
 
 def _counts(said_ns: int, at_ns: int, hours: Hours | None) -> bool:
