@@ -229,6 +229,37 @@ def test_a_socket_that_never_opened_is_missed_from_its_first_attempt_on() -> Non
     assert states(intervals(events, 11 * S, 60 * S, segment="NSE_EQ")) == [("recorded", 11, 40), ("closed", 40, 60)]
 
 
+def test_a_further_socket_takes_nobodys_place() -> None:
+    """What is lost on the first is not found by the third; each comes back in its own place."""
+    third = {"state": "open", "socket": 3}
+    found = gaps_of(*START, closed(20), beat("conn", 21, conn=2, **third), opened(30, 3))
+    assert found[1:] == [("connection", "feed", "disconnected", 20.0, 30.0)]
+    lost = beat("conn", 40, conn=2, state="closed", reason="lost", socket=3)
+    found = gaps_of(*START, beat("conn", 21, conn=2, **third), lost, closed(41), opened(50, 3))
+    assert found[1:] == [
+        ("connection", "feed 3", "disconnected", 40.0, None),
+        ("connection", "feed", "disconnected", 41.0, 50.0),
+    ]
+
+
+def test_a_further_socket_that_never_opens_is_a_gap() -> None:
+    """From its first failure on; another one's failure says nothing of it, but that the token is refused does."""
+    failed = {"state": "failed", "detail": "no room"}
+    begun = (*START, beat("conn", 20, conn=2, socket=3, reason="refused", **failed))
+    assert gaps_of(*begun)[1:] == [("connection", "feed 3", "disconnected", 20.0, None)]
+    again = beat("conn", 22, conn=3, socket=2, reason="unreachable", **failed)
+    rejected = beat("conn", 25, conn=3, socket=2, reason="token_rejected", **failed)
+    found = gaps_of(*begun, again, rejected, beat("conn", 30, conn=2, state="open", socket=3))
+    assert found[1:] == [
+        ("connection", "feed 3", "disconnected", 20.0, 25.0),
+        ("connection", "feed 2", "disconnected", 22.0, 25.0),
+        ("connection", "feed 3", "token_rejected", 25.0, 30.0),
+        ("connection", "feed 2", "token_rejected", 25.0, None),
+    ]
+    details = [detail for scope, detail, at_ns, _ in told(*begun, again) if at_ns == 20 * S]
+    assert details == ["refused: no room"]
+
+
 def test_a_connection_whose_keys_another_serves_is_not_missed() -> None:
     """Neither when the other was there before, nor when it takes over; and only for as long as it does."""
     two = (*START, opened(12, 2, **SECOND))
