@@ -92,7 +92,7 @@ class Played:
         refreshed: of each comparison of its master list, whether it was another one.
         calendars: what it knows of the exchanges' hours; one.
         guests: plain clients; `guest` connects another one.
-        outcome: what it says it did, when it has stopped; `facts` and `gaps` are then the journal's.
+        outcome: what it says it did, when it has stopped; `facts`, `gaps` and their `subjects` are then the journal's.
         missing: connection → frames at its end that were sent and did not arrive; what did is what was sent, in order.
     """
 
@@ -110,6 +110,7 @@ class Played:
     outcome: Outcome = field(default_factory=Outcome)
     facts: list[Event] = field(default_factory=list)
     gaps: list[tuple[str, str]] = field(default_factory=list)
+    subjects: set[str] = field(default_factory=set)
     frames: Mapping[int, list[bytes]] = field(default_factory=dict)
     missing: Mapping[int, int] = field(default_factory=dict)
 
@@ -175,7 +176,9 @@ class Played:
             assert sources, f"connection {conn}: other frames than were sent"
             self.missing[conn] = len(sent.pop(sources[0])) - len(got)
         self.facts = list(events(folder, FACTS))
-        self.gaps = [(one.scope, one.reason) for one in ledger(folder)[1] if one.closed_ns is not None]
+        closed = [one for one in ledger(folder)[1] if one.closed_ns is not None]
+        self.gaps = [(one.scope, one.reason) for one in closed]
+        self.subjects = {one.subject for one in closed}
 
 
 def shorten(patch: pytest.MonkeyPatch) -> None:

@@ -512,6 +512,30 @@ async def test_a_connection_too_many_evicts_another(tmp_path: Path, monkeypatch:
     check(case, played)
 
 
+ALL = {"instruments": 4001, "choose": tuple, "environ": {"UPSTOX_PLUS": "true"}}
+
+
+@pytest.mark.parametrize("name", ["third-socket-refused", "third-socket-evicts"])
+async def test_an_account_has_fewer_connections_than_was_said(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of ours where two are allowed: the one that is missing is a gap of its own, and nobody is hammered."""
+    async with playing(name, tmp_path, monkeypatch, speed=20.0, **ALL) as played:
+        await played.until(lambda: len(played.limit.called_s) >= 8, "it is tried again and again")
+        await played.more()
+    assert played.limit.is_kept
+    assert all(missing <= 1 for missing in played.missing.values())
+    opened = {body["conn"]: body.get("socket", 1) for body in played.of("conn", "open")}
+    lost = {opened[body["conn"]] for body in played.of("conn", "closed") if body["reason"] != "stopped"}
+    if name == "third-socket-refused":
+        assert (sorted(opened.values()), lost) == ([1, 2], set())
+        assert [body["socket"] for body in played.of("conn", "failed")] == [3]
+        assert played.subjects == {"feed", "feed 3"}
+    else:
+        assert lost == {1, 2, 3}, "each evicts another one in its turn"
+        assert played.subjects == {"feed", "feed 2", "feed 3"}
+
+
 ALONE = {"third-socket-refused", "third-socket-evicts"}
 
 
