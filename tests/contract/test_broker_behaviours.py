@@ -146,6 +146,12 @@ def named(*problems: Why) -> Drive:
     return drive
 
 
+async def all_deliver(played: Played) -> None:
+    """Wait until every key does."""
+    await played.until(lambda: played.feed.keys.delivering == 20, "all keys deliver")
+    await played.more()
+
+
 async def garbage_came(played: Played) -> None:
     """Let some of it come."""
     await played.more(40)
@@ -241,6 +247,12 @@ def definitions_changed(played: Played) -> None:
 def asked_once(played: Played) -> None:
     """A key that is named twice is subscribed to in one mode, whatever the broker makes of two."""
     assert sorted(keys_of(played, "sub")) == sorted(played.simulator.instrument_keys)
+
+
+def asked_again(played: Played) -> None:
+    """The request that nothing answered was made once more, on the same connection."""
+    first, missed, again = played.of("sub")
+    assert missed["keys"] == again["keys"] == played.of("unsub")[0]["keys"] != first["keys"]
 
 
 def one_address_each(played: Played) -> None:
@@ -348,7 +360,8 @@ CASES = (
          more={"watching": replace(WATCHING, silent_s=60.0)}),
     Case(script="deaf", begin="feed", serves=False, ends=(("mute", 1000),), again=("mute", 1000), watched=frozenset({"refused"}),
          problems={Why.NEVER: 20}, drive=refused_for_long),
-    Case(script="missing-chunk", begin="feed", problems={Why.NEVER: 10}, drive=named(Why.NEVER), more={"choose": in_two_requests}),
+    Case(script="missing-chunk", begin="feed", drive=all_deliver, alarms=frozenset({"feed.unanswered"}),
+         look=asked_again, more={"choose": in_two_requests}),
     Case(script="missing-snapshot", begin="feed", more={"choose": in_two_requests}),
     Case(script="unseen-keys", begin="feed", problems={Why.NEVER: 2}, drive=named(Why.NEVER)),
     Case(script="brown-out", speed=25.0, ends=(("brown_out", 1000),), watched=frozenset({"brown_out", "usual"}),
@@ -360,7 +373,7 @@ CASES = (
          more={"choose": plus("NSE_FO|NIFTY18NOV2025PE25950", "NSE_INDEX|NIFTY 50", "NSE_EQ|INE000000000")}),
     Case(script="expired-keys-silent", problems={Why.NEVER: 1}, drive=named(Why.NEVER), more={"choose": plus(EXPIRED)}),
     Case(script="expired-keys-empty", problems={Why.EMPTY: 1}, drive=named(Why.EMPTY), more={"choose": plus(EXPIRED)}),
-    Case(script="no-plus", problems={Why.NO_PLUS: 5}, drive=named(Why.NO_PLUS),
+    Case(script="no-plus", problems={Why.NO_PLUS: 5}, drive=named(Why.NO_PLUS), alarms=frozenset({"feed.unanswered"}),
          more={"choose": in_d30, "environ": {"UPSTOX_PLUS": "true"}}),
     Case(script="two-modes-last", look=asked_once, more={"choose": twice}),
     Case(script="two-modes-first", look=asked_once, more={"choose": twice}),

@@ -131,6 +131,12 @@ class Accounts:
                 self._seen_s[key] = account.seen_s
 
     @property
+    def unanswered(self) -> tuple[int, ...]:
+        """Requests of this connection that brought nothing at all, not even an empty entry."""
+        told = self._answered | {one.request for one in self._accounts.values() if one.empty}
+        return tuple(number for number in range(self._requests) if number not in told)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """What is subscribed to, or will be."""
         return tuple(self._accounts)

@@ -25,6 +25,7 @@ from tickvault.brokers.upstox.observe import RawFrame, Sight
 from tickvault.brokers.upstox.plan import MAX_KEYS, Method, chunks, excess, new_guid, request_bytes
 from tickvault.brokers.upstox.session import SessionPatience
 from tickvault.brokers.upstox.transitions import Do, State
+from tickvault.model import Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from tickvault.brokers.upstox.plan import SubscribeRequest
     from tickvault.brokers.upstox.session import Session
     from tickvault.brokers.upstox.supervision import Supervision
-    from tickvault.model import Inbox, Mode, Subscription
+    from tickvault.model import Inbox, Mode
 
 __all__ = ["Change", "Connection", "End", "Patience", "Tally"]
 
@@ -205,6 +206,17 @@ class Connection:
                 self._asked.set()
             if self.session.state is State.LIVE:
                 self.on_live()
+                if before is State.SNAPSHOTS:
+                    self._ask_again()
+
+    def _ask_again(self) -> None:
+        """Make the requests that brought nothing, while others did, once more: brokers have ignored some."""
+        missed = [self.requests[number] for number in self.supervision.unanswered]
+        if not missed or len(missed) == len(self.requests):
+            return
+        new = tuple(Subscription(instrument_key=key, mode=one.mode) for one in missed for key in one.keys)
+        log.warning("feed.unanswered", conn=self.number, requests=len(missed), keys=len(new))
+        self.changes.put_nowait(Change(new=new, gone=tuple(one.instrument_key for one in new)))
 
     async def _subscribe(self) -> None:
         while True:

@@ -75,6 +75,11 @@ class Supervision:
         self._accounts.drop(keys)
         self._facts += self._watch.amend(self._accounts.keys, now_s, now_ns)
 
+    @property
+    def unanswered(self) -> tuple[int, ...]:
+        """Requests of this connection that brought nothing."""
+        return self._accounts.unanswered
+
     def subscribed(self, request: int, now_s: float) -> None:
         """Note that a request is sent."""
         self._accounts.subscribed(request, now_s)
