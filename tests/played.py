@@ -138,7 +138,7 @@ class Played:
     def of(self, kind: str, state: str | None = None) -> list[Mapping[str, Any]]:
         return [one.body for one in self.facts if one.kind == kind and state in (None, one.body.get("state"))]
 
-    async def until(self, condition: Callable[[], object], what: str, within_s: float = 30.0) -> None:
+    async def until(self, condition: Callable[[], object], what: str, within_s: float = 20.0) -> None:
         """Wait; time is a failure, and so is an end of the recorder."""
         try:
             async with asyncio.timeout(within_s):
