@@ -23,6 +23,7 @@ from tickvault.brokers.upstox.phases import Phase
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.model import Mode, Subscription
 from tickvault.simulator import script_names
+from tickvault.simulator.script import RotateToken
 from tickvault.survey import events
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Case:
         drive: what to do while it is live; `drops`: then the connection is closed with 1000, the last of `ends`.
         look: what else is to be true afterwards.
         is_day: whether the market opens and closes.
+        refused: whether the token is, so that only another one is tried.
     """
 
     script: str
@@ -83,6 +85,7 @@ class Case:
     drops: bool = False
     look: Callable[[Played], None] = lambda _: None
     is_day: bool = False
+    refused: bool = False
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -171,6 +174,15 @@ async def token_changed(played: Played) -> None:
     """The connection outlives its token; the next one takes what the service gives then."""
     await played.until(lambda: played.simulator._gate.token != "simulator-token", "there is another token")
     await played.more()
+
+
+async def given_another(played: Played) -> None:
+    """The broker takes tokens again, and the refused one is not tried; another one is."""
+    await played.until(lambda: played.said("feed.failed"), "the token is refused")
+    over_ms = played.simulator.now_ms() + 10_000  # twice as long as it is refused
+    await played.until(lambda: played.simulator.now_ms() > over_ms, "the broker takes it again")
+    assert len(played.limit.called_s) == 1
+    played.simulator.play(RotateToken(at_s=0.0))
 
 
 async def token_died(played: Played) -> None:
@@ -381,11 +393,11 @@ CASES = (
     Case(script="two-modes-first", look=asked_once, more={"choose": twice}),
     Case(script="change-mode-silent", drive=other_mode, look=changed_on_the_spot),
     # Refusals
-    Case(script="authorize-401", begin="feed", failed=("token_rejected",), gaps=REJECTED),
-    Case(script="authorize-403", begin="feed", failed=("token_rejected",), gaps=REJECTED),
-    Case(script="error-snake", begin="feed", failed=("token_rejected",), gaps=REJECTED),
-    Case(script="error-camel", begin="feed", failed=("token_rejected",), gaps=REJECTED),
-    Case(script="token-not-for-feed", begin="feed", failed=("token_rejected",), gaps=REJECTED),
+    Case(script="authorize-401", begin="feed", failed=("token_rejected",), gaps=REJECTED, refused=True),
+    Case(script="authorize-403", begin="feed", failed=("token_rejected",), gaps=REJECTED, refused=True),
+    Case(script="error-snake", begin="feed", failed=("token_rejected",), gaps=REJECTED, refused=True),
+    Case(script="error-camel", begin="feed", failed=("token_rejected",), gaps=REJECTED, refused=True),
+    Case(script="token-not-for-feed", begin="feed", failed=("token_rejected",), gaps=REJECTED, refused=True),
     Case(script="authorize-429", begin="feed", failed=("rate_limited",)),
     Case(script="authorize-500", begin="feed", failed=("refused",)),
     Case(script="authorize-503", begin="feed", failed=("refused",)),
@@ -447,11 +459,13 @@ CASES = (
 async def test_the_recorder_goes_on(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every frame sent is in the journal and in Parquet, connections and gaps are told, and nothing else is alarming."""
     async with playing(case.script, tmp_path, monkeypatch, speed=case.speed, begin=case.begin, **case.more) as played:
-        if case.serves:
+        if case.serves and not case.refused:
             await played.live()
             if case.begin == "live" and case.warm:
                 await played.more(case.warm)
         played.begin()
+        if case.refused:
+            await given_another(played)
         if case.serves:
             await played.live(1 + len(case.ends) - case.drops)
         await case.drive(played)

@@ -242,24 +242,6 @@ def test_a_further_socket_takes_nobodys_place() -> None:
     ]
 
 
-def test_a_further_socket_that_never_opens_is_a_gap() -> None:
-    """From its first failure on; another one's failure says nothing of it, but that the token is refused does."""
-    failed = {"state": "failed", "detail": "no room"}
-    begun = (*START, beat("conn", 20, conn=2, socket=3, reason="refused", **failed))
-    assert gaps_of(*begun)[1:] == [("connection", "feed 3", "disconnected", 20.0, None)]
-    again = beat("conn", 22, conn=3, socket=2, reason="unreachable", **failed)
-    rejected = beat("conn", 25, conn=3, socket=2, reason="token_rejected", **failed)
-    found = gaps_of(*begun, again, rejected, beat("conn", 30, conn=2, state="open", socket=3))
-    assert found[1:] == [
-        ("connection", "feed 3", "disconnected", 20.0, 25.0),
-        ("connection", "feed 2", "disconnected", 22.0, 25.0),
-        ("connection", "feed 3", "token_rejected", 25.0, 30.0),
-        ("connection", "feed 2", "token_rejected", 25.0, None),
-    ]
-    details = [detail for scope, detail, at_ns, _ in told(*begun, again) if at_ns == 20 * S]
-    assert details == ["refused: no room"]
-
-
 def test_a_connection_whose_keys_another_serves_is_not_missed() -> None:
     """Neither when the other was there before, nor when it takes over; and only for as long as it does."""
     two = (*START, opened(12, 2, **SECOND))

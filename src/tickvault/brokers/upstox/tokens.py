@@ -46,6 +46,7 @@ __all__ = ["ChangingTokens", "StaticToken", "TokenSource", "TokenUrl", "Tokens",
 
 _WHAT: Final = "the token URL"
 _LOOK_S: Final = 0.5  # between two looks at the files while a changed token is waited for: a stat each
+_FIRST_S: Final = 10.0  # for the first token that the URL gives
 _URL_PAUSE_S: Final = (
     15.0  # between two questions to the URL while waiting: a service of the user's, maybe rate-limited
 )
@@ -185,6 +186,7 @@ class Tokens:
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.given: Found | None = None
+        self._has_given = asyncio.Event()
         self._wall_ns = wall_ns
         self._monotonic_s = monotonic_s
         self._url = url
@@ -254,6 +256,7 @@ class Tokens:
             usable = [asked] if asked.token not in self._refused else []
         if candidates := usable or expired:
             self.given = candidates[0]
+            self._has_given.set()
             return self.given.token
         if found or self._url is not None:
             raise TokenRefused(_REFUSED)
@@ -262,7 +265,14 @@ class Tokens:
         raise FeedUnavailable("there is no token; `tickvault login` or `tickvault token set` puts one in place")
 
     async def known(self) -> str | None:
-        """Return the token given last, else one of the settings and the files; the URL is not asked."""
+        """Return the token given last, else one of the settings and the files.
+
+        The URL is not asked: where there is nothing else, what it gives to another caller is waited for, not for long.
+        """
+        if self.given is None and self._url is not None and not await self.look():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FIRST_S):
+                    await self._has_given.wait()
         if self.given is not None:
             return self.given.token
         return next((one.token for one in await self.look() if not self._is_spent(one)), None)
