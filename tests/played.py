@@ -61,7 +61,7 @@ class _Jitterless(Random):
 
 
 class NotedLimit(RateLimit):
-    """A rate limit that remembers its calls."""
+    """A rate limit that tells its calls."""
 
     def __init__(self, calls: int, window_s: float) -> None:
         super().__init__(calls, window_s)
@@ -252,7 +252,7 @@ async def playing(
     patch.setattr(InstrumentList, "refresh", refresh)
     patch.setattr(pipeline, "MarketCalendar", make_calendar)
     patch.setattr(pipeline, "Feed", make_feed)
-    patch.setattr(pipeline, "RateLimit", lambda: limit)
+    patch.setattr(pipeline, "RememberedLimit", lambda *_, **__: limit)
     shorten(patch)
     given = {"instruments": 20, "updates_per_second": 400.0, "ping_after_s": 0.2, "start": script.start or MONDAY}
     stopping = asyncio.Event()

@@ -158,6 +158,7 @@ class FeedHealth:
         last_frame_age_s: seconds since the last message; None before the first.
         queued: messages that wait for the journal; `queue_waits` counts how often reading had to wait for it.
         held_s: seconds that reading has stood still.
+        journal_full: whether the disk has no room for what is received.
         token: kind, plan and expiry of the access token, in words; `token_expires_s` its end, UTC.
         sockets: how many there are; `planned` how many keys they serve.
         refused: what does not fit the broker's limits, with the arithmetic; None when all does. `keys_refused`: how many.
@@ -175,6 +176,7 @@ class FeedHealth:
     last_error: str | None
     keys: KeysHealth
     market: MarketHealth
+    journal_full: bool = False
     token: str | None = None
     token_expires_s: float | None = None
     sockets: int = 0

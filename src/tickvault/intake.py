@@ -72,6 +72,7 @@ class Intake:
 
     def __init__(self, *, max_frames: int, max_bytes: int, wall_ns: Callable[[], int]) -> None:
         self.waits = 0
+        self.full = False
         self._max_frames = max_frames
         self._max_bytes = max_bytes
         self._wall_ns = wall_ns
@@ -137,6 +138,7 @@ class Intake:
                     raise
                 if not since_ns:
                     _log.error("journal.full", error=str(exc))
+                    self.full = True
                     since_ns = self._wall_ns()
                 elif items is taken and not self._has_room(1):  # reading stands still: that is a gap
                     full = {"state": "full", "since_ns": since_ns, "detail": str(exc)}
@@ -144,6 +146,7 @@ class Intake:
                 self._ending.wait(_FULL_PAUSE_S)
             else:
                 if since_ns:
+                    self.full = False
                     _log.info("journal.room", waited_s=round((self._wall_ns() - since_ns) / 1e9, 1))
                 return committed
 

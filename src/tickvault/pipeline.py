@@ -22,12 +22,12 @@ from tickvault import __version__, snapshots, survey
 from tickvault.brokers.upstox.api import UpstoxApi
 from tickvault.brokers.upstox.baselinefile import BaselineFile
 from tickvault.brokers.upstox.calendar import MarketCalendar
+from tickvault.brokers.upstox.callsfile import RememberedLimit
 from tickvault.brokers.upstox.closing import is_over
 from tickvault.brokers.upstox.definitions import Definitions
 from tickvault.brokers.upstox.feed import Feed
 from tickvault.brokers.upstox.instruments import InstrumentList
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
-from tickvault.brokers.upstox.plan import RateLimit
 from tickvault.brokers.upstox.prices import PriceTap
 from tickvault.brokers.upstox.renewal import next_session
 from tickvault.brokers.upstox.selector import Selector, Typed, session_date
@@ -255,7 +255,10 @@ class Recorder:
         upstox = self._settings.upstox
         selector = stage.choice.selector
         definitions = Definitions(stage.choice.master, lambda: selector.planned, stage.define)
-        api, rate = UpstoxApi(upstox.api_url, stage.session), RateLimit()
+        api, rate = (
+            UpstoxApi(upstox.api_url, stage.session),
+            RememberedLimit(stage.folder.path / "authorize.json", wall_ns=self._wall_ns),
+        )
         numbers = itertools.count(stage.journal.last_conn + 1)
 
         def open_feed(socket: int, subscriptions: Callable[[], Awaitable[tuple[Subscription, ...]]]) -> Feed:

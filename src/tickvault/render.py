@@ -112,6 +112,8 @@ def snapshot(one: Snapshot) -> None:
         pairs += [("keys", feed.keys.shown()), ("market", feed.market.shown())]
         if feed.token:
             pairs.append(("token", feed.token))
+        if feed.journal_full:
+            pairs.append(("disk", "FULL: what is received waits in memory; make room"))
     pairs.append(("journal", f"{one.frames:,} frames, seq {one.first_seq}–{one.last_seq}, {_size(one.bytes)}"))
     pairs.append(("gaps open", ", ".join(one.open_gaps) or "none"))
     pairs.append(("dead letters", f"{one.dead_letters:,}"))

@@ -103,6 +103,7 @@ def feed_health(feeds: Sequence[Feed], intake: Intake, *, now_s: float) -> healt
         last_frame_age_s=None if last_s is None else round(now_s - last_s, 3),
         queued=intake.queued,
         queue_waits=intake.waits,
+        journal_full=intake.full,
         held_s=round(sum(feed.held_s for feed in feeds), 3),
         last_error=shown.last_error,
         keys=health.KeysHealth.of_all([_keys_health(feed.keys) for feed in feeds]),

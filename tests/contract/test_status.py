@@ -42,6 +42,22 @@ async def test_it_shows_a_snapshot_in_every_form(tmp_path: Path) -> None:
         await server.stop()
 
 
+async def test_a_full_disk_is_not_ready(tmp_path: Path) -> None:
+    """The feed is live and goes on, but nothing more becomes durable: that is said on every page."""
+    feed = FeedHealth(
+        state="live", conn=1, frames=0, reconnects=0, last_frame_age_s=None, queued=9, queue_waits=0, held_s=0.0,
+        last_error=None, keys=KeysHealth(), market=MarketHealth(), journal_full=True,
+    )  # fmt: skip
+    server = StatusServer(lambda: snapshots.take(tmp_path, feed=feed), host="127.0.0.1", port=0, token=None)
+    url = f"http://{await server.start()}"
+    try:
+        status, text = await answer(f"{url}/readyz")
+        assert (status, "disk is full" in text) == (503, True)
+        assert "tickvault_journal_full 1.0" in (await answer(f"{url}/metrics"))[1].splitlines()
+    finally:
+        await server.stop()
+
+
 async def test_what_is_not_asked_for_has_metrics(tmp_path: Path) -> None:
     """The plan's keys, those that do not fit, and selections that come to nothing."""
     feed = FeedHealth(

@@ -115,8 +115,11 @@ class StatusServer:
         snapshot = await asyncio.to_thread(self._take)
         state = snapshot.feed.state if snapshot.feed is not None else "none"
         parked = [name for name, sink in snapshot.sinks.items() if sink.state == "parked"]
-        if state == "live" and not parked:
+        full = snapshot.feed is not None and snapshot.feed.journal_full
+        if state == "live" and not parked and not full:
             return web.Response(text="ready\n")
+        if full:
+            return web.Response(status=503, text="the disk is full: what is received waits in memory; make room\n")
         return web.Response(status=503, text=f"feed: {state}; parked sinks: {', '.join(parked) or 'none'}\n")
 
     async def _page(self, _request: web.Request) -> web.Response:
@@ -155,6 +158,9 @@ class _Metrics(Collector):
             )
             yield _gauge("tickvault_feed_live", "1 when the feed is live", float(feed.state == "live"))
             yield _gauge("tickvault_queue_frames", "Messages waiting for the journal", feed.queued)
+            yield _gauge(
+                "tickvault_journal_full", "1 when the disk has no room for the journal", float(feed.journal_full)
+            )
             yield from _of_plan(feed)
             yield from _of_keys(feed.keys)
             yield from _of_market(feed)

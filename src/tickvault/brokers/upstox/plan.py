@@ -109,14 +109,15 @@ class RateLimit:
     """
 
     def __init__(self, calls: int = 6, window_s: float = 70.0) -> None:
-        self._window_s = window_s
+        self.calls = calls
+        self.window_s = window_s
         self._calls_s: deque[float] = deque(maxlen=calls)
 
     def delay_s(self, now_s: float) -> float:
         """Return how long to wait before the next call; 0 when it may be made now."""
-        if len(self._calls_s) < (self._calls_s.maxlen or 0):
+        if len(self._calls_s) < self.calls:
             return 0.0
-        return max(0.0, self._calls_s[0] + self._window_s - now_s)
+        return max(0.0, self._calls_s[0] + self.window_s - now_s)
 
     def note(self, now_s: float) -> None:
         """Remember that a call is made now."""
