@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from tickvault.brokers.upstox.callsfile import RememberedLimit
 
@@ -25,7 +26,9 @@ def test_the_calls_of_the_run_before_count(tmp_path: Path) -> None:
     for _ in range(6):
         before.note(500.0)
     assert path.stat().st_mode & 0o777 == 0o600
-    again = limit(path, wall_s=10, monotonic_s=3.0)
+    with capture_logs() as logs:
+        again = limit(path, wall_s=10, monotonic_s=3.0)
+    assert logs == [{"event": "authorize.limited", "calls": 6, "wait_s": 60, "log_level": "warning"}]
     assert again.delay_s(3.0) == pytest.approx(60.0)
     assert again.delay_s(64.0) == 0.0
     assert limit(path, wall_s=71, monotonic_s=3.0).delay_s(3.0) == 0.0

@@ -47,6 +47,8 @@ class RememberedLimit(RateLimit):
             if age_s < self.window_s:
                 self._noted_ns.append(at_ns)
                 super().note(now_s - age_s)
+        if (wait_s := self.delay_s(now_s)) > 0:
+            log.warning("authorize.limited", calls=self.calls, wait_s=round(wait_s))
 
     def note(self, now_s: float) -> None:
         """Remember that a call is made now."""
