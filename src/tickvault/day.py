@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tickvault import query, survey
 from tickvault.datafolder import holder
+from tickvault.health import state_of
 from tickvault.ledger import KINDS, Asked, Interval, Ledger, State, intervals
 from tickvault.model import IST, segment_of
 from tickvault.state import open_reader, read_view
@@ -85,7 +86,7 @@ class StoreDay:
         behind: frames of the day that it has not taken.
         rows: table → rows of the day's frames that it has taken; those that it refused among them.
         refused: pieces of the day that it refused, or that did not decode.
-        state: running, retrying, misconfigured or parked, and unknown before its first batch; `detail` says why.
+        state: running, retrying, misconfigured, parked or stopped, and unknown before its first batch; `detail` says why.
     """
 
     name: str
@@ -154,7 +155,7 @@ def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] |
         ledger = Ledger(events)
         asked = Asked(events, span.from_ns, span.to_ns, ledger.sessions)
         seqs = survey.last_seq_before(folder, span.from_ns), survey.last_seq_before(folder, span.to_ns)
-        stores = _stores(data_dir, db, seqs, sinks)
+        stores = _stores(data_dir, db, seqs, sinks, running=running)
         rows = {table: _count(db, table, seqs) for table in _TABLES}
         late = _late(db, asked, span)
     hours_known = bool(ledger.sessions.windows) and ledger.sessions.from_ns <= begin_ns < ledger.sessions.to_ns
@@ -263,7 +264,12 @@ def _trades_later(ledger: Ledger, segment: str, span: _Span, end_ns: int) -> boo
 
 
 def _stores(
-    data_dir: Path, db: duckdb.DuckDBPyConnection, seqs: tuple[int, int], sinks: Collection[str] | None
+    data_dir: Path,
+    db: duckdb.DuckDBPyConnection,
+    seqs: tuple[int, int],
+    sinks: Collection[str] | None,
+    *,
+    running: bool,
 ) -> tuple[StoreDay, ...]:
     before, last = seqs
     view = read_view(data_dir / "state.db")
@@ -284,7 +290,7 @@ def _stores(
             behind=max(0, last - max(cursor.seq, before)),
             rows={table: _count(db, table, (before, min(last, cursor.seq))) for table in _TABLES},
             refused=refused.get(cursor.sink, 0),
-            state=cursor.state,
+            state=state_of(cursor, running=running),
             detail=cursor.detail,
         )
         for cursor in view.cursors
@@ -320,7 +326,7 @@ def _store_words(store: StoreDay) -> list[str]:
     if store.behind:
         words.append(f"{store.name} ({store.state}) has {store.behind:,} frames still to take")
     if store.refused:
-        words.append(f"{store.name} refused {store.refused:,} rows; see `tickvault dead-letters list`")
+        words.append(f"{store.name} refused {store.refused:,} rows: dead letters, kept with its words in state.db")
     return words
 
 

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tickvault.model import Gap
-    from tickvault.state import View
+    from tickvault.state import Cursor, View
     from tickvault.survey import Stats
 
-__all__ = ["ALARMS", "FeedHealth", "KeysHealth", "MarketHealth", "SinkHealth", "Snapshot", "of_files"]
+__all__ = ["ALARMS", "FeedHealth", "KeysHealth", "MarketHealth", "SinkHealth", "Snapshot", "of_files", "state_of"]
 
 
 # States of a market's data; in the first three something is the matter.
@@ -227,6 +227,11 @@ class Snapshot:
         return asdict(self)
 
 
+def state_of(cursor: Cursor, *, running: bool) -> str:
+    """Return what a sink is doing; without a recorder none works, whatever was written down last."""
+    return "stopped" if not running and cursor.state in _WORKING else cursor.state
+
+
 def of_files(
     stats: Stats,
     view: View | None,
@@ -257,7 +262,7 @@ def of_files(
             cursor_seq=cursor.seq,
             lag_frames=max(0, stats.last_seq - cursor.seq),
             lag_s=_age_s(oldest_undelivered_ns.get(cursor.sink), now_ns),
-            state="stopped" if pid is None and cursor.state in _WORKING else cursor.state,
+            state=state_of(cursor, running=pid is not None),
             detail=cursor.detail,
         )
         for cursor in (view.cursors if view is not None else ())

@@ -82,10 +82,14 @@ def print_resolved(settings: Settings, texts: Sequence[str], prices: Sequence[st
         as_json: as one JSON document.
 
     Raises:
-        ConfigurationError: a text is no selection.
+        ConfigurationError: a text is no selection, or there is none at all.
         Refused: it takes a list, and there is none.
     """
     selections, wrong = read_files(parse_selections(texts, settings.mode) if texts else settings.selections)
+    if not selections and not wrong:
+        raise ConfigurationError(
+            "nothing to resolve: name a selection, e.g. chain:NIFTY:2, or set TICKVAULT_INSTRUMENTS"
+        )
     given = dict(map(_price, prices))
     listing, symbols = Listing((), ()), dict[str, str]()
     if needs_list(selections):

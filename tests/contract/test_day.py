@@ -112,7 +112,7 @@ def test_what_is_missing_is_named(vault: Vault) -> None:
     assert one.why == (
         "15.0 s disconnected",
         "1 of the subscribed instruments never seen: NSE_EQ|C",
-        "parquet (running) has 4 frames still to take",
+        "parquet (stopped) has 4 frames still to take",
     )
 
 
@@ -172,7 +172,7 @@ def test_rows_that_a_store_refused_are_missing_there(vault: Vault) -> None:
     trade(vault, 1.5, 30)
     vault.journal.append([received(30_500, b"\xff broken"), fact("stop", 31)])
     deliver(vault)
-    assert look(vault).why == ("parquet refused 1 rows; see `tickvault dead-letters list`",)
+    assert look(vault).why == ("parquet refused 1 rows: dead letters, kept with its words in state.db",)
 
 
 def test_a_store_of_which_nothing_is_known_has_nothing(vault: Vault) -> None:

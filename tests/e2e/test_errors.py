@@ -38,6 +38,7 @@ KEY = {"TICKVAULT_INSTRUMENTS": "NSE_EQ|INE002A01018"}
         pytest.param(["rnu"], {}, 2, ["run", "--help"], id="no such command"),
         pytest.param(["demo", "--duration", "soon"], {}, 2, ["--duration"], id="not a duration"),
         pytest.param(["simulate", "--port", "70000"], {}, 2, ["--port", "65535"], id="no such port"),
+        pytest.param(["instruments", "resolve"], {}, 2, ["nothing to resolve", "TICKVAULT_INSTRUMENTS"], id="nothing to resolve"),
         pytest.param(["rewind", "--sink", "parquet"], {}, 2, ["--to-seq", "--to-time"], id="rewind to nowhere"),
     ],
 )  # fmt: skip
