@@ -417,6 +417,16 @@ def test_refused_and_served_are_told_once_each() -> None:
     assert [fact.state for fact in (*hall.watch.serve(1), *hall.watch.serve(2))] == [Condition.SERVED]
 
 
+def test_refusal_counts_from_the_open_connection() -> None:
+    """The seconds until it is known were not served either."""
+    hall = open_hall()
+    hall.connect()
+    opened_ns = hall.now_ns
+    hall.now_ns += 5 * 10**9
+    (told,) = hall.watch.refuse(hall.now_ns, "no key delivers")
+    assert told.since_ns == hall.watch.report().since_ns == opened_ns
+
+
 def test_refusal_of_what_is_no_longer_wanted_ends_too() -> None:
     """It ends for the segments that it was told of."""
     hall = open_hall()

@@ -71,13 +71,14 @@ class Watch:
         self._keys: frozenset[str] = frozenset()
         self._segments: dict[str, SegmentWatch] = {}
         self._conn = 0
+        self._connected_ns = 0
         self._looked_s = 0.0
         self._since_ns = 0
         self._refused: tuple[str, ...] | None = None  # the segments that it was told of
 
     def connected(self, conn: int, keys: Iterable[str], now_s: float, now_ns: int) -> tuple[Fact, ...]:
         """Begin with a connection that is to be subscribed to these keys; return what that ends."""
-        self._conn, self._looked_s = conn, now_s
+        self._conn, self._connected_ns, self._looked_s = conn, now_ns, now_s
         ended = self.amend(keys, now_s, now_ns)
         for one in self._segments.values():
             one.served.clear()
@@ -157,11 +158,11 @@ class Watch:
         return Verdict(facts=tuple(facts), silent=silent, degraded=degraded or lone)
 
     def refuse(self, now_ns: int, detail: str) -> tuple[Fact, ...]:
-        """Note that the subscription is not served."""
+        """Note that the subscription is not served, and has not been since the connection opened."""
         if self._refused is not None:
             return ()
-        self._refused, self._since_ns = tuple(sorted(self._segments)), now_ns
-        return (self._fact(Condition.REFUSED, now_ns, self._refused, detail),)
+        self._refused, self._since_ns = tuple(sorted(self._segments)), min(self._connected_ns, now_ns)
+        return (self._fact(Condition.REFUSED, self._since_ns, self._refused, detail),)
 
     def serve(self, now_ns: int) -> tuple[Fact, ...]:
         """Note that it is."""
