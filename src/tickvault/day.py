@@ -1,8 +1,8 @@
 """The verdict on one day: is everything there, and if not, what is missing and why.
 
 It is made from the files of a data folder, whether or not a recorder runs on it. COMPLETE is said only of a day that is
-over, of which every second in which a subscribed segment traded is recorded, every subscribed instrument was seen, and
-every store has taken everything.
+over, of which every second in which a subscribed segment traded is recorded, every subscribed instrument was seen, on
+the last connection too, and every store has taken everything.
 """
 
 from __future__ import annotations
@@ -72,10 +72,16 @@ class SegmentDay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Late:
-    """An instrument whose first tick came late after its subscription; `after_s` None: none came at all."""
+    """An instrument whose first tick came late after its subscription, or that a new connection did not bring again.
+
+    Attributes:
+        after_s: seconds from the subscription to the first tick; None: none came at all.
+        lost_ns: when it was subscribed to again, if nothing has come since; UTC wall clock.
+    """
 
     instrument_key: str
     after_s: float | None
+    lost_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,25 +200,33 @@ def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] |
 
 
 def _late(db: duckdb.DuckDBPyConnection, asked: Asked, span: _Span) -> tuple[Late, ...]:
-    """Return the keys whose first tick came late or not at all, the worst first."""
+    """Return the keys whose first tick came late or not at all, or that were lost since, the worst first."""
     if not asked.since_ns:
         return ()
     # A second of grace: the fact is journalled before the request is sent, by another clock reading.
     earliest_ns = min(asked.since_ns.values()) - _NS
-    first = dict(
-        db.execute(
-            "SELECT instrument_key, min(epoch_us(received_at)) FROM ticks"
-            " WHERE epoch_us(received_at) >= ? AND epoch_us(received_at) < ? GROUP BY ALL",
-            [earliest_ns // 1000, span.to_ns // 1000],
-        ).fetchall()
-    )
+    first, last = {}, {}
+    for key, first_us, last_us in db.execute(
+        "SELECT instrument_key, min(epoch_us(received_at)), max(epoch_us(received_at)) FROM ticks"
+        " WHERE epoch_us(received_at) >= ? AND epoch_us(received_at) < ? GROUP BY ALL",
+        [earliest_ns // 1000, span.to_ns // 1000],
+    ).fetchall():
+        first[key], last[key] = first_us, last_us
     found = []
     for key, since_ns in asked.since_ns.items():
         if key not in first:
             found.append(Late(instrument_key=key, after_s=None))
-        elif first[key] * 1000 - since_ns > _LATE_NS:
-            found.append(Late(instrument_key=key, after_s=round(first[key] / 1e6 - since_ns / _NS, 3)))
-    return tuple(sorted(found, key=lambda one: (one.after_s is not None, -(one.after_s or 0), one.instrument_key)))
+            continue
+        again_ns, after_ns = asked.again_ns.get(key, since_ns), first[key] * 1000 - since_ns
+        lost_ns = again_ns if last[key] * 1000 < again_ns - _NS else None
+        if lost_ns is not None or after_ns > _LATE_NS:
+            found.append(Late(instrument_key=key, after_s=round(after_ns / _NS, 3), lost_ns=lost_ns))
+    return tuple(
+        sorted(
+            found,
+            key=lambda one: (one.after_s is not None, one.lost_ns is None, -(one.after_s or 0), one.instrument_key),
+        )
+    )
 
 
 def _count(db: duckdb.DuckDBPyConnection, table: str, seqs: tuple[int, int]) -> int:
@@ -317,8 +331,13 @@ def _missing_words(missing: Sequence[Missing]) -> list[str]:
 
 def _late_words(late: Sequence[Late]) -> list[str]:
     never = [one.instrument_key for one in late if one.after_s is None]
-    shown = ", ".join(never[:3]) + (", …" if len(never) > 3 else "")
-    return [f"{len(never):,} of the subscribed instruments never seen: {shown}"] if never else []
+    lost = [one.instrument_key for one in late if one.lost_ns is not None]
+    words = (("never seen", never), ("not seen since they were subscribed to again", lost))
+    return [
+        f"{len(keys):,} of the subscribed instruments {what}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
+        for what, keys in words
+        if keys
+    ]
 
 
 def _store_words(store: StoreDay) -> list[str]:

@@ -116,6 +116,24 @@ def test_what_is_missing_is_named(vault: Vault) -> None:
     )
 
 
+def test_a_key_that_a_new_connection_did_not_bring_again_is_missing(vault: Vault) -> None:
+    """It was seen before, and no connection is missing: the broker has ignored one request."""
+    vault.journal.append([calendar(0, 10, 110)])
+    subscribe(vault, KEY, OTHER)
+    trade(vault, 1.5, 20, KEY, OTHER)
+    again = fact("conn", 31, conn=2, state="open"), fact("sub", 31, conn=2, mode="full", keys=[KEY, OTHER])
+    vault.journal.append([fact("conn", 30, conn=1, state="closed", reason="lost", code=1006), *again])
+    trade(vault, 31.5, 112)
+    vault.journal.append([fact("stop", 112)])
+    deliver(vault)
+    one = look(vault)
+    assert one.why == (
+        "1.0 s disconnected",
+        f"1 of the subscribed instruments not seen since they were subscribed to again: {OTHER}",
+    )
+    assert [(late.instrument_key, late.lost_ns) for late in one.late] == [(OTHER, AT_NS + 31 * S)]
+
+
 def test_a_run_that_is_gone_ended_at_its_last_commit(vault: Vault) -> None:
     """Nobody was there to say so."""
     vault.journal.append([calendar(0, 10, 110)])

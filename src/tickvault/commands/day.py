@@ -16,7 +16,7 @@ from tickvault.errors import ConfigurationError
 from tickvault.model import IST
 
 if TYPE_CHECKING:
-    from tickvault.day import Day
+    from tickvault.day import Day, Late
     from tickvault.settings import Settings
 
 __all__ = ["day", "show"]
@@ -93,10 +93,7 @@ def _show(one: Day) -> None:
     )
     _list(
         ("instrument", "first tick"),
-        [
-            (key.instrument_key, "never" if key.after_s is None else f"{key.after_s:,.1f} s after it was asked for")
-            for key in one.late
-        ],
+        [(key.instrument_key, _first_tick(key)) for key in one.late],
     )
     rows = [
         ("recorded", one.rows, "", "", "", ""),
@@ -106,6 +103,14 @@ def _show(one: Day) -> None:
         ("rows", *one.rows, "frames behind", "refused", "state", "detail"),
         [(name, *(f"{count:,}" for count in counts.values()), *rest) for name, counts, *rest in rows],
     )
+
+
+def _first_tick(late: Late) -> str:
+    if late.after_s is None:
+        return "never"
+    if late.lost_ns is not None:
+        return f"none since it was subscribed to again at {_clock(late.lost_ns)}"
+    return f"{late.after_s:,.1f} s after it was asked for"
 
 
 def _list(headers: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tickvault.model import segment_of
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from tickvault.model import Event
 
 __all__ = ["Asked"]
+
+# By then the broker has answered a subscription.
+_HELD_NS: Final = 5_000_000_000
 
 
 class Asked:
@@ -26,10 +29,12 @@ class Asked:
 
     Attributes:
         since_ns: key → when it was subscribed to first.
+        again_ns: key → when it was subscribed to last, of the times that it was held for 5 s and its segment traded.
     """
 
     def __init__(self, events: Iterable[Event], from_ns: int, to_ns: int, sessions: Sessions) -> None:
         self.since_ns: dict[str, int] = {}
+        self.again_ns: dict[str, int] = {}
         self._from_ns = from_ns
         self._sessions = sessions
         self._open: dict[object, dict[str, int]] = {}  # connection → key → since when
@@ -39,7 +44,7 @@ class Asked:
                 break
             self._take(event)
         for keys in self._open.values():
-            self._note(keys)
+            self._note(keys, to_ns)
 
     @property
     def segments(self) -> set[str]:
@@ -66,7 +71,7 @@ class Asked:
             case _:
                 return
         for keys in ended if counts else ():
-            self._note(keys)
+            self._note(keys, event.at_ns)
 
     def _amend(self, event: Event) -> dict[str, int]:
         """Take a subscribe or an unsubscribe; return the keys that end with it and count."""
@@ -83,6 +88,14 @@ class Asked:
         from_ns = max(since_ns, self._from_ns)
         return any(begin < to_ns and end > from_ns for begin, end in self._sessions.trading((segment_of(key),)))
 
-    def _note(self, keys: dict[str, int]) -> None:
+    def _note(self, keys: dict[str, int], to_ns: int) -> None:
+        traded: dict[tuple[str, int], bool] = {}
         for key, since_ns in keys.items():
             self.since_ns[key] = min(since_ns, self.since_ns.get(key, since_ns))
+            if to_ns - since_ns < _HELD_NS:
+                continue
+            same = segment_of(key), since_ns
+            if same not in traded:
+                traded[same] = self._has_traded(key, since_ns, to_ns)
+            if traded[same]:
+                self.again_ns[key] = max(since_ns, self.again_ns.get(key, since_ns))
