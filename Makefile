@@ -14,7 +14,8 @@ demo: $(VENV)/run.stamp  ## simulator → journal → Parquet, no credentials
 
 test: $(VENV)/dev.stamp  ## all tests, with the real servers
 	$(BIN)/python tools/fetch_servers.py
-	$(BIN)/python -m pytest -n 2  # most of them wait for something
+	$(BIN)/python -m pytest -n 2 -m "not hurried"
+	$(BIN)/python -m pytest -m hurried
 
 check: $(VENV)/dev.stamp  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

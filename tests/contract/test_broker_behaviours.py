@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     Drive: TypeAlias = Callable[[Played], Awaitable[None]]
     Choose: TypeAlias = Callable[[tuple[str, ...]], Iterable[str]]
 
+pytestmark = pytest.mark.hurried
 GAP_OF = {"silent": "silent", "brown_out": "brown_out", "refused": "subscription_refused"}
 ABRUPT = ("lost", "silent")
 EXPIRED = "NSE_FO|99999"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
 # A small part of a session's patience; the simulator's dozens of frames a second make up for it.
+pytestmark = pytest.mark.hurried
 WATCHING = WatchSettings(
     silent_s=0.8, chance=1e-2, memory_s=5.0, prior_s=0.1, lapse_s=2.0,
     low_s=0.6, hold_s=0.8, own_s=4.0, own_after_s=1.0, low_least=5.0, low_share=0.25,

@@ -64,7 +64,7 @@ def clock() -> fasttime.Clock:
     return fasttime.Clock(time.time_ns(), tuple(pace))
 
 
-@pytest.mark.slow
+@pytest.mark.hurried
 @pytest.mark.timeout(400)
 def test_the_ledger_of_a_day_matches_what_was_played(tmp_path: Path) -> None:
     """To the second, with the right verdict, and without anybody's help."""

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import pytest
 from programs import call, environ_for, recorder, simulator
 from servers import wait_until
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Data comes back by itself after 20 s: a connection that is replaced before has been found mute within these.
+pytestmark = pytest.mark.hurried
 SCRIPT = """
 [[steps]]
 at_s = 12.0

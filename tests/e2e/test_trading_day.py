@@ -8,6 +8,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from programs import call, environ_for
 
 from tickvault import day as days
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from tickvault.pipeline import Outcome
 
+pytestmark = pytest.mark.hurried
 IST = dt.timezone(dt.timedelta(hours=5, minutes=30))
 MONDAY = dt.date(2026, 10, 5)
 EXCHANGES = ("NSE", "BSE", "NFO", "BFO", "CDS", "BCD", "MCX")
