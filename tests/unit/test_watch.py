@@ -193,6 +193,16 @@ def test_morning() -> None:
     assert hall.pass_s(60, until=lambda: hall.silent_s) <= 20.0
 
 
+def test_subscription_ignored_before_the_market_is_found_in_the_pre_open() -> None:
+    """Even a closed market's instruments have a snapshot; a connection that has served none is deaf."""
+    hall = Hall(watch=Watch(lambda: calendar(1)), now_ns=at_ns("8:50")).connect(snapshot=False)
+    hall.status(NSE_EQ="CLOSING_END").pass_s(600)
+    assert hall.facts == []
+    hall.status(NSE_EQ="PRE_OPEN_START")
+    assert hall.pass_s(60, until=lambda: hall.silent_s) <= 20.0
+    assert 0 <= hall.facts[0].since_ns - at_ns("9:00") <= 10**9
+
+
 def test_pre_open_counts_once_data_is_usual_in_it() -> None:
     """Without any data in it so far, silence is normal; with data, it is not."""
     hall = Hall(now_ns=at_ns("9:00")).connect().status(NSE_EQ="PRE_OPEN_START")

@@ -219,7 +219,7 @@ class Watch:
         That the subscription is refused says as much, and is told already.
         """
         served = self._refused is not None or any(each.served for each in self._segments.values())
-        if one.doing == freshness.OPEN and not served:
+        if one.doing in (freshness.OPEN, freshness.PRE_OPEN) and not served:
             return self._settings.silent_s * one.factor
         return one.patience_s()
 
