@@ -112,7 +112,7 @@ def test_parquet_goes_on_while_influxdb_was_never_there(tmp_path: Path) -> None:
     """A store that is away from the start delays nothing else; the run says what waits for it, and exits 0."""
     data, log = tmp_path / "data", tmp_path / "sent.log"
     with simulator(tmp_path, *MARKET, "--log", str(log)) as (url, simulated):
-        environ = environ_for(url, data, INFLUX_URL="http://127.0.0.1:9", TICKVAULT_SHUTDOWN_S="1", **INFLUX)
+        environ = environ_for(url, data, INFLUX_URL="http://127.0.0.1:9", TICKVAULT_SHUTDOWN_S="8", **INFLUX)
         with recorder(tmp_path, environ) as recording:
             wait_until(lambda: stats(data)["last_seq"] >= FRAMES, "frames are journalled")
             assert simulated.stop() == 0
