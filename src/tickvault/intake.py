@@ -214,18 +214,8 @@ def gap_notices(gaps: Sequence[Gap], *, known: Iterable[Gap], recorder_id: str, 
         told[key] = gap.closed_ns
         event = "gap.opened" if gap.closed_ns is None else "gap.closed"
         name = f"{recorder_id}:{event}:{gap.scope}:{gap.subject}:{gap.opened_ns}"
-        notices.append(
-            Notice(
-                event=event,
-                sink="",
-                high_water_seq=seq,
-                rows=0,
-                from_ns=gap.opened_ns,
-                to_ns=_time_of(gap),
-                message=f"{gap.scope} gap: {gap.reason}" + (f" ({gap.detail})" if gap.detail else ""),
-                id=str(uuid.uuid5(uuid.NAMESPACE_OID, name)),
-            )
-        )
+        message = f"{gap.scope} gap: {gap.reason}" + (f" ({gap.detail})" if gap.detail else "")
+        notices.append(_notice(event, name, seq, gap.opened_ns, _time_of(gap), message))
     return notices
 
 
@@ -244,19 +234,22 @@ def token_notices(facts: Iterable[Fact], *, recorder_id: str, seq: int) -> list[
                 message = f"the access token ends at {body.get('ends')}; put a new one in place: `tickvault token set`"
             case _:
                 continue
-        notices.append(
-            Notice(
-                event=event,
-                sink="",
-                high_water_seq=seq,
-                rows=0,
-                from_ns=at_ns,
-                to_ns=to_ns,
-                message=message,
-                id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{recorder_id}:{event}:{name}")),
-            )
-        )
+        notices.append(_notice(event, f"{recorder_id}:{event}:{name}", seq, at_ns, to_ns, message))
     return notices
+
+
+def _notice(event: str, name: str, seq: int, from_ns: int, to_ns: int, message: str) -> Notice:
+    """Return an event that no sink is behind, with an id that follows from its name."""
+    return Notice(
+        event=event,
+        sink="",
+        high_water_seq=seq,
+        rows=0,
+        from_ns=from_ns,
+        to_ns=to_ns,
+        message=message,
+        id=str(uuid.uuid5(uuid.NAMESPACE_OID, name)),
+    )
 
 
 def _time_of(gap: Gap) -> int:

@@ -255,10 +255,8 @@ class Recorder:
         upstox = self._settings.upstox
         selector = stage.choice.selector
         definitions = Definitions(stage.choice.master, lambda: selector.planned, stage.define)
-        api, rate = (
-            UpstoxApi(upstox.api_url, stage.session),
-            RememberedLimit(stage.folder.path / "authorize.json", wall_ns=self._wall_ns),
-        )
+        api = UpstoxApi(upstox.api_url, stage.session)
+        rate = RememberedLimit(stage.folder.path / "authorize.json", wall_ns=self._wall_ns)
         numbers = itertools.count(stage.journal.last_conn + 1)
 
         def open_feed(socket: int, subscriptions: Callable[[], Awaitable[tuple[Subscription, ...]]]) -> Feed:

@@ -47,9 +47,7 @@ __all__ = ["ChangingTokens", "StaticToken", "TokenSource", "TokenUrl", "Tokens",
 _WHAT: Final = "the token URL"
 _LOOK_S: Final = 0.5  # between two looks at the files while a changed token is waited for: a stat each
 _FIRST_S: Final = 10.0  # for the first token that the URL gives
-_URL_PAUSE_S: Final = (
-    15.0  # between two questions to the URL while waiting: a service of the user's, maybe rate-limited
-)
+_URL_PAUSE_S: Final = 15.0  # between two questions to the URL while waiting: a service of the user's
 _REMEMBERED: Final = 256  # refused tokens
 _REFUSED: Final = (
     "the broker refused every access token there is; `tickvault login` or `tickvault token set` puts another in place"

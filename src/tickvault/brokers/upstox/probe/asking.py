@@ -40,7 +40,6 @@ MAX_KEYS: Final = 100  # enough to see how frames are made up, and no load
 _MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 _CONNECT_S: Final = 10.0
 _SETTLE_S: Final = 1.0  # an update that was on its way when a request was answered
-_WINDOW_S: Final = 70.0  # of six authorize calls: one reaches the broker up to its time-out later than we note it
 # A key of the right form that no contract has; the broker's numbers have at most six digits.
 _UNLISTED: Final = "NSE_FO|999999999"
 
@@ -109,7 +108,7 @@ class _Probe:
     say: Callable[[str], None]
     rng: Random
     findings: list[Finding] = field(default_factory=list)
-    rate: RateLimit = field(default_factory=lambda: RateLimit(window_s=_WINDOW_S))
+    rate: RateLimit = field(default_factory=RateLimit)
     opening: Mapping[str, int] = field(default_factory=dict)
 
     async def step(self, name: str, work: Callable[[], Awaitable[Finding]]) -> None:
