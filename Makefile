@@ -7,7 +7,7 @@ DURATION ?=
 # Nothing of the caller's pip settings may weaken the hashes below.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: demo test hurried check bench format lock proto clean
+.PHONY: demo test hurried check folder bench format lock proto clean
 
 demo: $(VENV)/run.stamp  ## simulator → journal → Parquet, no credentials
 	$(BIN)/tickvault demo $(if $(DURATION),--duration $(DURATION))
@@ -25,6 +25,9 @@ check: $(VENV)/dev.stamp  ## format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+folder: $(VENV)/dev.stamp  ## record the data folder of this version that the tests open
+	$(BIN)/python tools/record_folder.py
 
 bench: $(VENV)/dev.stamp  ## benchmarks
 	$(BIN)/python -m benchmarks

@@ -124,7 +124,7 @@ def holder(path: Path) -> Holder | None:
         try:
             told = json.loads(os.pread(fd, 1000, 0))
             return Holder(pid=int(told["pid"]), http=told["http"])
-        except (ValueError, KeyError, TypeError):  # it is being written just now
+        except (ValueError, KeyError, TypeError, RecursionError):  # it is being written just now
             return Holder(pid=0, http=None)
     finally:
         os.close(fd)

@@ -156,3 +156,11 @@ def test_a_token_that_no_header_can_carry_is_refused_unseen(token: str) -> None:
 def test_a_bucket_is_needed(bucket: str | None) -> None:
     with pytest.raises(ConfigurationError, match="INFLUX_BUCKET"):
         InfluxSink(url="http://db:8086", bucket=bucket)
+
+
+def test_an_answer_nested_without_end_is_judged_by_its_status() -> None:
+    """It is no JSON that we read, and nothing that parks a sink."""
+    for status, error in [(400, BatchRejected), (503, SinkUnavailable)]:
+        judged = judge(Answer(status=status, text='{"error":' + "[" * 200_000), "http://db", NOW)
+        assert isinstance(judged, error)
+        assert len(str(judged)) < 1000

@@ -155,7 +155,7 @@ def _message(text: str) -> str:
 def _json_text(text: str, name: str) -> str:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     found = value.get(name) if isinstance(value, dict) else None
     return found if isinstance(found, str) else ""

@@ -65,6 +65,6 @@ class RememberedLimit(RateLimit):
         try:
             with self._path.open(encoding="ascii") as file:
                 found = json.loads(file.read(_MAX_BYTES))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return []
         return sorted(one for one in found if isinstance(one, int)) if isinstance(found, list) else []
