@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from tickvault import __version__, render, snapshots
+from tickvault import __version__, hidden, render, snapshots
 from tickvault.commands import instruments, journal, recording, token
 from tickvault.commands.day import day
 from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, configure_logs, resolve, settings_of
@@ -119,9 +119,11 @@ app.add_typer(token.app, name="token")
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    os.umask(0o077)  # whatever we make is its owner's alone
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ✔ still gets its answer
+    sys.stderr = hidden.scrubbing(sys.stderr)
     try:
         code = app(standalone_mode=False)
     except TickvaultError as exc:

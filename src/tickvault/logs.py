@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 import structlog
 
+from tickvault import hidden
 from tickvault.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
     from typing import TextIO, TypeAlias
 
@@ -21,18 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["configure"]
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-_MASK: Final = "***"
-_SHORTEST: Final = 4  # characters of a secret: shorter ones would blacken ordinary words
 
 
-def configure(*, level: str, form: str, file: Path | None, secrets: Iterable[str], watched: bool = False) -> None:
-    """Set up logging for this process.
+def configure(*, level: str, form: str, file: Path | None, watched: bool = False) -> None:
+    """Set up logging for this process; no line has what is `hidden`.
 
     Args:
         level: debug, info, warning or error.
         form: console, json, or auto: console on a terminal.
         file: gets every line too, as JSON; appended to, 0600.
-        secrets: texts that no line may contain, whatever is logged; replaced by `***`.
         watched: a live line is on the terminal: only warnings are shown beside it.
     """
     as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
@@ -44,7 +42,7 @@ def configure(*, level: str, form: str, file: Path | None, secrets: Iterable[str
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             # As text: a structured traceback carries local variables, and with them frames and tokens.
             structlog.processors.format_exc_info,
-            _Lines(shown, None if file is None else _opened(file), least_shown, secrets),
+            _Lines(shown, None if file is None else _opened(file), least_shown),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Stderr())),
@@ -65,23 +63,17 @@ class _Stderr:
 class _Lines:
     """Renders an event for stderr and for the file, and takes secrets out: the last of several lines of defence."""
 
-    def __init__(self, render: Renderer, file: TextIO | None, least_shown: int, secrets: Iterable[str]) -> None:
+    def __init__(self, render: Renderer, file: TextIO | None, least_shown: int) -> None:
         self._render = render
         self._file = file
         self._least_shown = least_shown
-        self._secrets = sorted({secret for secret in secrets if len(secret) >= _SHORTEST}, key=len, reverse=True)
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> str:
         if self._file is not None:
-            self._file.write(self._masked(_json(logger, method, dict(event))) + "\n")
+            self._file.write(hidden.scrubbed(_json(logger, method, dict(event))) + "\n")
         if _LEVELS.get(event["level"], _LEVELS["error"]) < self._least_shown:
             raise structlog.DropEvent
-        return self._masked(self._render(logger, method, event))
-
-    def _masked(self, line: str) -> str:
-        for secret in self._secrets:
-            line = line.replace(secret, _MASK)
-        return line
+        return hidden.scrubbed(self._render(logger, method, event))
 
 
 def _json(logger: WrappedLogger, method: str, event: EventDict) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from programs import call, fed, recorder, simulator, stats
+from programs import Running, call, fed, recorder, simulator, stats
 from servers import wait_until
 
 if TYPE_CHECKING:
@@ -366,3 +367,38 @@ def test_settings_files_are_not_quoted(tmp_path: Path, name: str) -> None:
     assert done.returncode == 2
     assert name in done.stderr
     assert leaks(done.stdout, done.stderr) == []
+
+
+BUG = """
+import sys, threading, warnings, logging
+from tickvault import cli, pipeline
+async def run(self, stopping, *, until_close=False):
+    urls = [self._settings.notify.url, self._settings.upstox.token_url or "", self._settings.influx.url]
+    words = f"{self._settings.upstox.access_token and self._settings.upstox.access_token.get_secret_value()} {urls}"
+    words += f" {self._settings.influx.password.get_secret_value()} {self._settings.http.token.get_secret_value()!r}"
+    logging.getLogger("asyncio").error("told by a library: %s", words)
+    warnings.warn(words)
+    def fail():
+        raise ValueError(words)
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    raise KeyError(words)
+pipeline.Recorder.run = run
+sys.argv = ["tickvault", "run"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_a_bug_tells_no_secret(tmp_path: Path, level: str) -> None:
+    """An exception with every secret in it, in the program, a thread, a warning, a library's log: none is printed."""
+    environ = secrets(tmp_path, "http://127.0.0.1:9", "http://127.0.0.1:9", TICKVAULT_LOG_LEVEL=level)
+    done = Running(["-c", BUG], environ, tmp_path, "bug", program=(sys.executable,))
+    assert done.process.wait(30) == 1
+    said = done.said()
+    for expected in ("told by a library", "UserWarning", "ValueError", "KeyError"):
+        assert expected in said
+    assert ("unexpected KeyError" in said) == (level == "info")
+    assert said.count("***") >= 20
+    assert leaks(said) == []

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import parse_qsl, urlsplit
+from typing import Annotated, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import typer
 
-from tickvault import logs
+from tickvault import hidden, logs
 from tickvault.brokers.upstox.token_files import stored_token
 from tickvault.settings import Settings, load_settings
 
@@ -25,6 +25,8 @@ __all__ = [
     "settings_of",
     "show_help",
 ]
+
+_LIKE_A_SECRET: Final = 20  # characters of a part of a path; fewer are a word
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Data folder; default TICKVAULT_DATA_DIR.", show_default=False)
@@ -44,13 +46,20 @@ def show_help(context: typer.Context) -> None:
 
 
 def settings_of(data_dir: Path | None, config: Path | None, env_file: Path | None) -> Settings:
-    """Return the settings that a command's options, the environment and the files give."""
+    """Return the settings that a command's options, the environment and the files give; their secrets are hidden."""
     overrides = {} if data_dir is None else {"TICKVAULT_DATA_DIR": str(data_dir)}
-    return load_settings(environ=os.environ, env_file=env_file, config_file=config, overrides=overrides)
+    settings = load_settings(environ=os.environ, env_file=env_file, config_file=config, overrides=overrides)
+    hidden.hide(_secrets(settings))
+    return settings
 
 
 def configure_logs(settings: Settings, *, watched: bool) -> None:
-    """Log as the settings say, with every secret they hold blotted out."""
+    """Log as the settings say."""
+    logs.configure(level=settings.log_level, form=settings.log_format, file=settings.log_file, watched=watched)
+
+
+def _secrets(settings: Settings) -> list[str]:
+    """Return all that must not leave the program but to the server it is for."""
     influx, notify, http = settings.influx, settings.notify, settings.http
     secrets = [
         settings.upstox.access_token,
@@ -60,28 +69,25 @@ def configure_logs(settings: Settings, *, watched: bool) -> None:
         notify.secret if notify else None,
         http.token if http else None,
     ]
-    logs.configure(
-        level=settings.log_level,
-        form=settings.log_format,
-        file=settings.log_file,
-        secrets=[
-            *(secret.get_secret_value() for secret in secrets if secret is not None),
-            *_secrets_in_urls(settings),
-            stored_token(settings.data_dir) or "",
-        ],
-        watched=watched,
-    )
+    return [
+        *(secret.get_secret_value() for secret in secrets if secret is not None),
+        *_secrets_in_urls(settings),
+        stored_token(settings.data_dir) or "",
+    ]
 
 
 def _secrets_in_urls(settings: Settings) -> list[str]:
-    """Return passwords and query values of the addresses in use: any of them may be a credential."""
+    """Return passwords, query values and long parts of the paths of addresses in use: any may be a credential."""
     upstox, influx, notify = settings.upstox, settings.influx, settings.notify
-    urls = [upstox.token_url, settings.instruments_list_url, settings.nats_url]
+    urls = [upstox.token_url, settings.instruments_list_url, *(settings.nats_url or "").split(",")]
     urls += [influx.url if influx else None, notify.url if notify else None]
     found = []
     for url in filter(None, urls):
         parts = urlsplit(url)
-        found += [parts.password or "", *(value for _, value in parse_qsl(parts.query))]
+        user = unquote(parts.username or "")
+        found += [unquote(parts.password or "") or user, *(value for _, value in parse_qsl(parts.query))]
+        # A webhook's address is often its own secret: https://hooks.example/services/T0/B0/XXXX.
+        found += [unquote(part) for part in parts.path.split("/") if len(part) >= _LIKE_A_SECRET]
     return [value for value in found if value]
 
 

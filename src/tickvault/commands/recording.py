@@ -120,7 +120,7 @@ def simulate(
     if script == "list":
         typer.echo(listing())
         return
-    logs.configure(level="info", form="auto", file=None, secrets=())
+    logs.configure(level="info", form="auto", file=None)
     settings = SimulatorSettings(
         host=host,
         port=port,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, runtime_checkable
 
 from yarl import URL
 
+from tickvault import hidden
 from tickvault.brokers.upstox.api import get
 from tickvault.brokers.upstox.jwt import read_claims
 from tickvault.brokers.upstox.token_files import (
@@ -254,6 +255,7 @@ class Tokens:
             usable = [asked] if asked.token not in self._refused else []
         if candidates := usable or expired:
             self.given = candidates[0]
+            hidden.hide([self.given.token])
             self._has_given.set()
             return self.given.token
         if found or self._url is not None:
