@@ -31,7 +31,7 @@ from tickvault.brokers.upstox.keylist import InstrumentsUrl
 from tickvault.brokers.upstox.prices import PriceTap
 from tickvault.brokers.upstox.renewal import next_session
 from tickvault.brokers.upstox.selector import Selector, Typed, session_date
-from tickvault.brokers.upstox.sockets import Sockets
+from tickvault.brokers.upstox.sockets import OfSocket, Sockets
 from tickvault.brokers.upstox.tokens import Tokens
 from tickvault.datafolder import DataFolder, recorded
 from tickvault.delivery import Delivery
@@ -264,7 +264,7 @@ class Recorder:
                 api=api,
                 tokens=tokens,
                 subscriptions=subscriptions,
-                inbox=stage.choice.tap,
+                inbox=OfSocket(stage.choice.tap, socket),
                 before_subscribe=definitions.bring_into_force,
                 session=stage.session,
                 clock_ns=self._wall_ns,

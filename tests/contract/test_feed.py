@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 import struct
@@ -322,7 +323,7 @@ async def test_reconnects(
 ) -> None:
     """However a connection ends, 1000 included, a new one follows, with an address of its own."""
     broker.scripts = [script, script, serve]
-    feed = make_feed(first_conn=7)
+    feed = make_feed(numbers=itertools.count(7))
     async with running(feed):
         await until(lambda: feed.state is FeedState.LIVE and feed.conn == 9)
     ends = [(fact["conn"], fact["code"], fact["reason"]) for fact in inbox.facts("closed")]

@@ -19,7 +19,7 @@ from tickvault.brokers.upstox.plan import RateLimit
 from tickvault.brokers.upstox.prices import PriceTap
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.brokers.upstox.selector import Selector, Typed
-from tickvault.brokers.upstox.sockets import Sockets
+from tickvault.brokers.upstox.sockets import OfSocket, Sockets
 from tickvault.brokers.upstox.tokens import StaticToken
 from tickvault.errors import TokenRefused
 from tickvault.model import Mode
@@ -88,7 +88,7 @@ class Running:
                 api=api,
                 tokens=tokens,
                 subscriptions=subscriptions,
-                inbox=self.tap,
+                inbox=OfSocket(self.tap, socket),
                 before_subscribe=before,
                 session=session,
                 numbers=numbers,

@@ -22,6 +22,7 @@ from tickvault.brokers.upstox.findings import Condition
 from tickvault.brokers.upstox.freshness import WatchSettings
 from tickvault.brokers.upstox.phases import Phase
 from tickvault.brokers.upstox.plan import RateLimit
+from tickvault.brokers.upstox.sockets import OfSocket
 from tickvault.brokers.upstox.tokens import StaticToken
 from tickvault.model import Mode, Subscription
 from tickvault.simulator import Simulator, SimulatorSettings
@@ -90,7 +91,7 @@ async def a_while(seconds: float) -> None:
 
 @contextlib.asynccontextmanager
 async def recording(
-    simulator: Simulator, *wanted: Subscription, inbox: Inbox | None = None, **changed: Any
+    simulator: Simulator, *wanted: Subscription, inbox: Inbox | OfSocket | None = None, **changed: Any
 ) -> AsyncIterator[Feed]:
     """Run a feed on a simulator; stop it at the end, and wait until it has left."""
 
@@ -317,7 +318,7 @@ async def test_feeds_beside_each_other() -> None:
         keys = simulator.instrument_keys
         async with (
             recording(simulator, *subscribed(keys[:10]), inbox=inbox, numbers=numbers) as one,
-            recording(simulator, *subscribed(keys[10:]), inbox=inbox, numbers=numbers, socket=2) as other,
+            recording(simulator, *subscribed(keys[10:]), inbox=OfSocket(inbox, 1), numbers=numbers, socket=2) as other,
         ):
             await until(lambda: one.state is other.state is FeedState.LIVE)
             assert {one.conn, other.conn} == {7, 8}

@@ -34,7 +34,7 @@ from tickvault.errors import FeedUnavailable, TokenRefused
 from tickvault.model import segment_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     import aiohttp
 
@@ -64,19 +64,6 @@ class _Refused:
     is_news: bool = False  # and nobody was told yet
 
 
-class _OfSocket:
-    """An inbox that is told which socket its facts are of."""
-
-    def __init__(self, inbox: Inbox, socket: int) -> None:
-        self.frame = inbox.frame
-        self._inbox = inbox
-        self._socket = socket
-
-    async def fact(self, kind: str, body: Mapping[str, object]) -> None:
-        """Queue a fact (model.Inbox)."""
-        await self._inbox.fact(kind, {**body, "socket": self._socket})
-
-
 class Feed:
     """Receives from the broker until told to stop.
 
@@ -90,9 +77,8 @@ class Feed:
         clock_ns: UTC wall clock in ns.
         monotonic_s: monotonic clock in s.
         random: source of jitter and of request ids.
-        first_conn: number of the first connection that opens.
-        numbers: of the connections, in place of first_conn; shared by feeds that write to one journal.
-        socket: which of these feeds it is, from 1; noted in each fact of the others.
+        numbers: of the connections, from 1 unless told otherwise; shared by feeds that write to one journal.
+        socket: which of these feeds it is, from 1.
         rate: bounds the authorize calls; shared when several feeds use one account.
         patience: how long to wait for what.
         calendar: when markets trade; asked often, an empty one leaves it to the broker's statuses.
@@ -101,7 +87,7 @@ class Feed:
         accounts: the books of the keys, for tests with less patience.
 
     Attributes:
-        conn: number of the connection that is open, or was last; first_conn - 1 before any.
+        conn: number of the connection that is open, or was last; 0 before any.
         reconnects: connections opened after the first.
         last_error: the last failure in one line, without secrets; None once live.
     """
@@ -118,7 +104,6 @@ class Feed:
         clock_ns: Callable[[], int] = time.time_ns,
         monotonic_s: Callable[[], float] = time.monotonic,
         random: Random | None = None,
-        first_conn: int = 1,
         numbers: Iterator[int] | None = None,
         socket: int = 1,
         rate: RateLimit | None = None,
@@ -128,20 +113,20 @@ class Feed:
         baseline: Baseline | None = None,
         accounts: Accounts | None = None,
     ) -> None:
-        self.conn = first_conn - 1
+        self.conn = 0
         self.reconnects = 0
         self.last_error: str | None = None
         self._tally = Tally()
         self._api = api
         self._tokens = tokens
         self._subscriptions = subscriptions
-        self._inbox = inbox if socket == 1 else _OfSocket(inbox, socket)
+        self._inbox = inbox
         self._before_subscribe = before_subscribe
         self._http = session
         self._clock_ns = clock_ns
         self._monotonic_s = monotonic_s
         self._random = random or Random()  # noqa: S311 - jitter, not a secret
-        self._numbers = numbers or itertools.count(first_conn)
+        self._numbers = numbers or itertools.count(1)
         self._upcoming: int | None = None
         self._opened = 0
         self._open: Connection | None = None

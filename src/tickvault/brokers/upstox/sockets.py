@@ -9,13 +9,31 @@ from typing import TYPE_CHECKING
 from tickvault.errors import FeedUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from tickvault.brokers.upstox.feed import Feed
     from tickvault.brokers.upstox.selector import Selector
-    from tickvault.model import Subscription
+    from tickvault.model import Inbox, Subscription
 
-__all__ = ["Sockets"]
+__all__ = ["OfSocket", "Sockets"]
+
+
+class OfSocket:
+    """An inbox in front of another one, which is told which socket facts are of; those of the first say nothing.
+
+    Args:
+        inbox: gets everything.
+        socket: number of the socket, from 0.
+    """
+
+    def __init__(self, inbox: Inbox, socket: int) -> None:
+        self.frame = inbox.frame
+        self._inbox = inbox
+        self._named = {"socket": socket + 1} if socket else {}
+
+    async def fact(self, kind: str, body: Mapping[str, object]) -> None:
+        """Hand a fact on (model.Inbox)."""
+        await self._inbox.fact(kind, {**body, **self._named})
 
 
 class Sockets:
