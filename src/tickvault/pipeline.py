@@ -113,7 +113,7 @@ class Recorder:
         Raises:
             ConfigurationError: what is to be recorded cannot be.
             Refused: the data folder, or the status address, cannot be had.
-            TokenRefused: the very first authorize refused a static token.
+            TokenRefused: the very first authorize refused a static token, and the folder has no frame yet.
         """
         self._until_close = until_close
         async with AsyncExitStack() as stack:
@@ -271,6 +271,7 @@ class Recorder:
                 random=self._rng,
                 numbers=numbers,
                 socket=socket + 1,
+                untried=stage.journal.last_seq == 0,
                 rate=rate,
                 calendar=lambda: market.calendar,
                 baseline=baseline,

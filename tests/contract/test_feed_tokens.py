@@ -70,7 +70,13 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 @contextlib.asynccontextmanager
 async def fed(
-    simulator: Simulator, session: aiohttp.ClientSession, tokens: Any, *, now_ns: int = TRADING, **patience: float
+    simulator: Simulator,
+    session: aiohttp.ClientSession,
+    tokens: Any,
+    *,
+    now_ns: int = TRADING,
+    untried: bool = True,
+    **patience: float,
 ) -> AsyncIterator[tuple[Feed, Api, Inbox]]:
     """Run a feed from a simulator; stop it at the end."""
     api, inbox, stopping = Api(simulator.url, session), Inbox(), asyncio.Event()
@@ -89,6 +95,7 @@ async def fed(
         before_subscribe=before_subscribe,
         session=session,
         clock_ns=lambda: now_ns,
+        untried=untried,
         rate=RateLimit(calls=1000),
         patience=Patience(tick_s=0.02, stop_s=0.5, renewal_s=0.05, **patience),
     )
@@ -188,6 +195,22 @@ async def test_the_first_refusal_of_the_only_token_of_the_settings_ends_it(
             async with fed(simulator, session, Tokens(access_token="bad", data_dir=tmp_path)) as (feed, _, _):
                 await until(lambda: feed.state is FeedState.STOPPED)
         assert caught.group_contains(TokenRefused)
+
+
+async def test_where_something_was_recorded_the_first_refusal_is_waited_for_too(
+    tmp_path: Path, session: aiohttp.ClientSession
+) -> None:
+    """A machine that restarts with a dead token in its settings: told once, and another one is taken."""
+    tokens = Tokens(access_token="bad", data_dir=tmp_path)
+    async with (
+        Simulator(accepting("good")) as simulator,
+        fed(simulator, session, tokens, untried=False, refused_token_s=0.1) as (feed, api, inbox),
+    ):
+        await until(lambda: inbox.of("failed") == [(1, "token_rejected")])
+        await asyncio.to_thread(store_token, tmp_path, "good")
+        await until(lambda: feed.state is FeedState.LIVE)
+        assert api.tried == ["bad", "good"]
+        assert inbox.of("failed") == [(1, "token_rejected")]
 
 
 async def test_a_stored_token_that_is_refused_is_waited_for(tmp_path: Path, session: aiohttp.ClientSession) -> None:

@@ -89,8 +89,8 @@ def test_a_stored_token_is_enough(tmp_path: Path) -> None:
             assert recording.stop() == 0
 
 
-def test_exit_code_3_stays(tmp_path: Path) -> None:
-    """The very first authorize refuses the token of the settings, and there is no other."""
+def test_a_dead_token_ends_only_a_recorder_that_never_recorded(tmp_path: Path) -> None:
+    """The very first authorize refuses the only token: exit 3 in a new folder; in one with data it waits for another."""
     (tmp_path / "script.toml").write_text('[[steps]]\nat_s = 0\ndo = "rotate_token"\n')
     with simulator(tmp_path, "--script", "script.toml") as (url, _):
 
@@ -99,6 +99,21 @@ def test_exit_code_3_stays(tmp_path: Path) -> None:
                 return NEW in answer.read().decode()
 
         wait_until(rotated, "the first token is taken back")
-        done = call("run", environ=environ_for(url, tmp_path / "data"), folder=tmp_path)
-        assert done.returncode == 3
-        assert "UDAPI100050" in done.stderr
+        data = tmp_path / "data"
+        environ = environ_for(url, data)
+        for _ in range(2):  # a folder that has a journal and no frame is still one that is being set up
+            done = call("run", environ=environ, folder=tmp_path)
+            assert done.returncode == 3
+            assert "UDAPI100050" in done.stderr
+        living = {**environ, "UPSTOX_ACCESS_TOKEN": NEW}
+        with recorder(tmp_path, living) as recording:
+            wait_until(lambda: stats(data)["last_seq"] > 0, "frames are journalled")
+            assert recording.stop() == 0
+        before = stats(data)["last_seq"]
+        with recorder(tmp_path, environ) as recording:
+            wait_until(lambda: "token_rejected" in recording.said(), "the token is refused", 30)
+            assert fed(["token", "set"], f"{NEW}\n", environ, tmp_path).returncode == 0
+            wait_until(lambda: stats(data)["last_seq"] > before, "it records again", 20)
+            assert recording.alive
+            assert recording.stop() == 0
+        assert '"reason":"token_rejected"' in gaps(environ, tmp_path)

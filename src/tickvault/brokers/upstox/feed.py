@@ -79,6 +79,7 @@ class Feed:
         random: source of jitter and of request ids.
         numbers: of the connections, from 1 unless told otherwise; shared by feeds that write to one journal.
         socket: which of these feeds it is, from 1.
+        untried: nothing has ever been recorded, so that a refusal at the very first attempt is a mistake in the settings.
         rate: bounds the authorize calls; shared when several feeds use one account.
         patience: how long to wait for what.
         calendar: when markets trade; asked often, an empty one leaves it to the broker's statuses.
@@ -106,6 +107,7 @@ class Feed:
         random: Random | None = None,
         numbers: Iterator[int] | None = None,
         socket: int = 1,
+        untried: bool = True,
         rate: RateLimit | None = None,
         patience: Patience | None = None,
         calendar: Callable[[], Calendar] = Calendar,
@@ -137,7 +139,7 @@ class Feed:
         self._supervision = Supervision(self._watch, accounts)
         self._refused = _Refused()
         self._failed: tuple[Failure, str] | None = None
-        self._first = socket == 1  # a further one may open days later: its refusal is never the end
+        self._first = untried and socket == 1  # a further one may open days later: its refusal is never the end
         self._hopeless: TokenRefused | None = None
         self._wanted: tuple[Subscription, ...] = ()
         self._token = self._uri = ""  # of the attempt under way
@@ -198,7 +200,7 @@ class Feed:
         """Receive until `stopping` is set; then everything read is in the inbox, and the connection is closed.
 
         Raises:
-            TokenRefused: at the very first attempt, of a static token. Later it waits for the token to be accepted.
+            TokenRefused: at the very first attempt, of a static token, while `untried`. Otherwise it waits for another.
         """
         event: Event = Plain.START
         while True:
