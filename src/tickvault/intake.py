@@ -228,6 +228,9 @@ def token_notices(facts: Iterable[Fact], *, recorder_id: str, seq: int) -> list[
             case "conn", "failed", "token_rejected" if not body.get("again"):
                 event, name, to_ns = "token.rejected", str(at_ns), at_ns
                 message = f"{body.get('detail')}; nothing is recorded until there is another: `tickvault token set`"
+            case "token", "refused", _:
+                event, name, to_ns = "token.rejected", str(at_ns), at_ns
+                message = f"{body.get('detail')}; recording goes on with the token before it: `tickvault token set`"
             case "token", "expiring", _:
                 event, name = "token.expiring", f"{body.get('expires_ns')}:{body.get('mark')}"
                 to_ns = int(str(body.get("expires_ns")))

@@ -38,6 +38,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self.facts: list[Mapping[str, Any]] = []
+        self.of_tokens: list[Fact] = []
 
     async def frame(self, received_ns: int, conn: int, payload: bytes) -> None:
         pass
@@ -45,6 +46,8 @@ class Inbox:
     async def fact(self, kind: str, body: Mapping[str, object]) -> None:
         if kind == "conn":
             self.facts.append(body)
+        if kind == "token":
+            self.of_tokens.append(Fact(kind, body, at_ns=1))
 
     def of(self, state: str) -> list[Any]:
         return [(fact["conn"], fact["reason"]) for fact in self.facts if fact["state"] == state]
@@ -304,7 +307,7 @@ async def test_before_the_session_it_moves_onto_another_token(tmp_path: Path, se
 
 
 async def test_a_token_that_is_refused_moves_nothing(tmp_path: Path, session: aiohttp.ClientSession) -> None:
-    """The connection that works is kept, and the bad token is asked with once."""
+    """The connection that works is kept; the bad token is asked with once, and the webhook told of it."""
     store_token(tmp_path, "old")
     async with Simulator(accepting("old")) as simulator:
         with capture_logs() as logs:
@@ -316,6 +319,10 @@ async def test_a_token_that_is_refused_moves_nothing(tmp_path: Path, session: ai
                 assert (feed.conn, feed.state, api.tried) == (1, FeedState.LIVE, ["old", "bad-one"])
         assert [one["event"] for one in logs if "renewal" in one["event"]] == ["feed.renewal_refused"]
         assert inbox.of("closed") == [(1, "stopped")]
+    (notice,) = token_notices(inbox.of_tokens, recorder_id="r", seq=1)
+    assert notice.event == "token.rejected"
+    assert "recording goes on with the token before it" in notice.message
+    assert "bad-one" not in repr(notice)
 
 
 async def test_in_the_session_nothing_moves(tmp_path: Path, session: aiohttp.ClientSession) -> None:

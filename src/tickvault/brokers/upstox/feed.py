@@ -71,7 +71,7 @@ class Feed:
         api: authorizes.
         tokens: asked once an attempt.
         subscriptions: what to subscribe to; asked once an attempt. FeedUnavailable: a failed attempt.
-        inbox: gets every binary message, and the facts `conn` (open, closed, failed), `sub` and `watch`.
+        inbox: gets every binary message, and the facts `conn` (open, closed, failed), `sub`, `watch` and `token`.
         before_subscribe: called with each connection open and already read from, before its subscriptions are sent.
         session: the program's HTTP session; not closed here. TLS is verified as it says.
         clock_ns: UTC wall clock in ns.
@@ -373,8 +373,9 @@ class Feed:
             return False
         except TokenRefused as exc:
             log.warning("feed.renewal_refused", conn=self.conn, error=str(exc))
-            refuse(self._tokens, token)
             self._refused = _Refused(token, str(exc))
+            if refuse(self._tokens, token):
+                await self._inbox.fact("token", {"state": "refused", "detail": str(exc)})
             return False
         return True
 
