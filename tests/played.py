@@ -232,7 +232,7 @@ async def playing(
     def make_feed(**arguments: Any) -> Feed:
         if begin == "feed":
             play()
-        ours = {"patience": PATIENCE, "watching": watching, "accounts": Accounts(patience_s=0.8)}
+        ours = {"patience": PATIENCE, "watching": watching, "accounts": Accounts(patience_s=0.8, again_s=0.7)}
         return Feed(**{**arguments, **ours, "random": _Jitterless(1)})
 
     # As fast as the simulation: as many calls in as much of its time.

@@ -113,7 +113,7 @@ async def recording(
             "rate": RateLimit(calls=1000),
             "patience": PATIENCE,
             "watching": WATCHING,
-            "accounts": Accounts(patience_s=0.5),
+            "accounts": Accounts(patience_s=0.5, again_s=0.5),
         }
         feed, stopping = Feed(**(arguments | changed)), asyncio.Event()
         task = asyncio.create_task(feed.run(stopping))
@@ -309,6 +309,25 @@ async def test_keys_that_come_and_go_on_an_open_connection() -> None:
             await until(lambda: feed.keys.oldest and feed.keys.oldest[0][0] not in keys[:3])
     asked = [(kind, tuple(body["keys"])) for kind, body in inbox.facts if kind in ("sub", "unsub")]
     assert asked == [("sub", keys[:10]), ("unsub", keys[:3]), ("sub", keys[12:])]
+
+
+async def test_a_request_that_is_ignored_later_is_made_once_more() -> None:
+    """Strikes that join an open connection are asked for again as the first keys are, and not a third time."""
+    inbox = Inbox()
+    async with exchange(do.Deaf(at_s=0.0, seconds=600.0, chunk=2)) as simulator:
+        keys = simulator.instrument_keys
+        async with recording(simulator, *subscribed(keys[:10]), inbox=inbox) as feed:
+            await until(lambda: feed.keys.delivering == 10 and feed.state is FeedState.LIVE)
+            assert feed.change(subscribed(keys[10:]), ())
+            await until(lambda: feed.keys.delivering == 20)
+            assert feed.change(subscribed(("NSE_EQ|INE000000000",)), ())
+            await until(lambda: Why.NEVER in feed.keys.problems)
+            await a_while(2.0)
+            assert feed.conn == 1
+    wrong = ("NSE_EQ|INE000000000",)
+    asked = [(kind, tuple(body["keys"])) for kind, body in inbox.facts if kind in ("sub", "unsub")]
+    again = [("sub", keys[10:]), ("unsub", keys[10:]), ("sub", keys[10:])]
+    assert asked == [("sub", keys[:10]), *again, ("sub", wrong), ("unsub", wrong), ("sub", wrong)]
 
 
 async def test_feeds_beside_each_other() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tickvault.brokers.upstox.accounts import PATIENCE_S, Accounts, Keys, Why
+from tickvault.brokers.upstox.accounts import AGAIN_S, PATIENCE_S, Accounts, Keys, Why
 from tickvault.brokers.upstox.observe import Observation, Show
 from tickvault.brokers.upstox.phases import Phase
 from tickvault.brokers.upstox.plan import chunks
@@ -150,6 +150,28 @@ def test_keys_that_come_and_go_on_one_connection() -> None:
     accounts.drop(["NSE_EQ|0"])
     accounts.extend(chunks([Subscription(instrument_key="NSE_EQ|0", mode=Mode.LTPC)]))
     assert "NSE_EQ|0" not in accounts.report(12.0, OPEN).never_seen.sample
+
+
+def test_a_request_that_brings_nothing_is_overdue_once() -> None:
+    """While others bring something, be it empty; initial or added later; what was given back meanwhile is left out."""
+    keys = [f"NSE_EQ|{n}" for n in range(1500)]
+    accounts = opened(*full(*keys))
+    assert accounts.overdue(AGAIN_S) == (), "nothing is served at all: the connection is what is wrong"
+    accounts.note(seen(keys[0], empty=(keys[500],)))
+    accounts.drop(keys[1001:1499])
+    assert accounts.overdue(AGAIN_S - 0.1) == ()
+    (missed,) = accounts.overdue(AGAIN_S)
+    assert (missed.mode, missed.keys) == (Mode.FULL, (keys[1000], keys[1499]))
+    first = accounts.extend(chunks([Subscription(instrument_key="NSE_EQ|X", mode=Mode.LTPC)]))
+    assert accounts.overdue(1000.0) == (), "not even sent"
+    accounts.subscribed(first, 10.0)
+    assert [one.keys for one in accounts.overdue(10.0 + AGAIN_S)] == [("NSE_EQ|X",)]
+    assert accounts.overdue(1000.0) == ()
+    accounts.open(chunks([Subscription(instrument_key=key, mode=Mode.FULL) for key in keys[:501]]))
+    for number in range(2):
+        accounts.subscribed(number, 20.0)
+    accounts.note(seen(keys[0]))
+    assert len(accounts.overdue(30.0)) == 1, "a new connection begins anew"
 
 
 def test_report_is_bounded() -> None:

@@ -8,18 +8,18 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from tickvault.brokers.upstox.phases import Phase
-from tickvault.brokers.upstox.plan import LIMITS
+from tickvault.brokers.upstox.plan import LIMITS, SubscribeRequest
 from tickvault.model import Mode, segment_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from tickvault.brokers.upstox.observe import Observation
-    from tickvault.brokers.upstox.plan import SubscribeRequest
 
 __all__ = ["Accounts", "KeyReport", "Keys", "Why"]
 
 PATIENCE_S: Final = 8.0  # for the first delivery; with a look a second a silent key is reported within 10 s
+AGAIN_S: Final = 5.0  # for anything at all that a request brings, while others do
 SAMPLE: Final = 20  # keys named in a report
 
 
@@ -89,12 +89,15 @@ class Accounts:
 
     Args:
         patience_s: how long after its subscribe a key may be silent.
+        again_s: how long after that a request may bring nothing while others do.
     """
 
-    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, patience_s: float = PATIENCE_S, again_s: float = AGAIN_S) -> None:
         self._patience_s = patience_s
+        self._again_s = again_s
         self._accounts: dict[str, _Account] = {}
         self._answered: set[int] = set()
+        self._repeated: set[int] = set()
         self._requests = 0
         self._seen_s: dict[str, float] = {}  # on connections before
 
@@ -106,7 +109,7 @@ class Accounts:
     def open(self, requests: Sequence[SubscribeRequest]) -> None:
         """Begin with a new connection, on which these requests will be made."""
         self._seen_s.update({key: one.seen_s for key, one in self._accounts.items() if one.seen_s is not None})
-        self._accounts, self._answered, self._requests = {}, set(), 0
+        self._accounts, self._answered, self._repeated, self._requests = {}, set(), set(), 0
         self.extend(requests)
 
     def extend(self, requests: Sequence[SubscribeRequest]) -> int:
@@ -130,11 +133,17 @@ class Accounts:
             if account is not None and account.seen_s is not None:
                 self._seen_s[key] = account.seen_s
 
-    @property
-    def unanswered(self) -> tuple[int, ...]:
-        """Requests of this connection that brought nothing at all, not even an empty entry."""
-        told = self._answered | {one.request for one in self._accounts.values() if one.empty}
-        return tuple(number for number in range(self._requests) if number not in told)
+    def overdue(self, now_s: float) -> tuple[SubscribeRequest, ...]:
+        """Return requests that brought nothing in their time, not even an empty entry, while others did; each once."""
+        if not self._answered:
+            return ()  # then it is the connection that is not served
+        told = self._answered | self._repeated | {one.request for one in self._accounts.values() if one.empty}
+        keys: dict[tuple[int, Mode], list[str]] = {}
+        for key, one in self._accounts.items():
+            if one.request not in told and one.asked_s is not None and now_s - one.asked_s >= self._again_s:
+                keys.setdefault((one.request, one.mode), []).append(key)
+        self._repeated.update(number for number, _ in keys)
+        return tuple(SubscribeRequest(mode=mode, keys=tuple(of)) for (_, mode), of in keys.items())
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -25,7 +25,6 @@ from tickvault.brokers.upstox.observe import RawFrame, Sight
 from tickvault.brokers.upstox.plan import MAX_KEYS, Method, chunks, excess, new_guid, request_bytes
 from tickvault.brokers.upstox.session import SessionPatience
 from tickvault.brokers.upstox.transitions import Do, State
-from tickvault.model import Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from tickvault.brokers.upstox.plan import SubscribeRequest
     from tickvault.brokers.upstox.session import Session
     from tickvault.brokers.upstox.supervision import Supervision
-    from tickvault.model import Inbox, Mode
+    from tickvault.model import Inbox, Mode, Subscription
 
 __all__ = ["Change", "Connection", "End", "Patience", "Tally"]
 
@@ -206,17 +205,6 @@ class Connection:
                 self._asked.set()
             if self.session.state is State.LIVE:
                 self.on_live()
-                if before is State.SNAPSHOTS:
-                    self._ask_again()
-
-    def _ask_again(self) -> None:
-        """Make the requests that brought nothing, while others did, once more: brokers have ignored some."""
-        missed = [self.requests[number] for number in self.supervision.unanswered]
-        if not missed or len(missed) == len(self.requests):
-            return
-        new = tuple(Subscription(instrument_key=key, mode=one.mode) for one in missed for key in one.keys)
-        log.warning("feed.unanswered", conn=self.number, requests=len(missed), keys=len(new))
-        self.changes.put_nowait(Change(new=new, gone=tuple(one.instrument_key for one in new)))
 
     async def _subscribe(self) -> None:
         while True:
@@ -243,7 +231,12 @@ class Connection:
         """Subscribe to more and unsubscribe from some, once everything was asked for that was wanted at first."""
         await self._asked.wait()
         while True:
-            change = await self.changes.get()
+            try:
+                async with asyncio.timeout(self.patience.tick_s):
+                    change = await self.changes.get()
+            except TimeoutError:
+                await self._ask_again()
+                continue
             # First what goes: the broker counts, and ignores what is one too many.
             for start in range(0, len(change.gone), MAX_KEYS):
                 keys = change.gone[start : start + MAX_KEYS]
@@ -257,6 +250,16 @@ class Connection:
             for number, request in enumerate(requests, first):
                 if await self._request(Method.SUB, request.mode, request.keys):
                     self.supervision.subscribed(number, self.monotonic_s())
+
+    async def _ask_again(self) -> None:
+        """Make the requests that brought nothing, while others did, once more: the broker has ignored some."""
+        missed = self.supervision.overdue(self.monotonic_s()) if self.session.state is State.LIVE else ()
+        if missed:
+            keys = sum(len(request.keys) for request in missed)
+            log.warning("feed.unanswered", conn=self.number, requests=len(missed), keys=keys)
+        for request in missed:
+            await self._request(Method.UNSUB, None, request.keys)
+            await self._request(Method.SUB, request.mode, request.keys)
 
     async def _request(self, method: Method, mode: Mode | None, keys: tuple[str, ...]) -> bool:
         """Send one request; return whether it left."""

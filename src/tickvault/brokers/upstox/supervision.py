@@ -75,10 +75,9 @@ class Supervision:
         self._accounts.drop(keys)
         self._facts += self._watch.amend(self._accounts.keys, now_s, now_ns)
 
-    @property
-    def unanswered(self) -> tuple[int, ...]:
-        """Requests of this connection that brought nothing."""
-        return self._accounts.unanswered
+    def overdue(self, now_s: float) -> tuple[SubscribeRequest, ...]:
+        """Return requests that are to be made once more."""
+        return self._accounts.overdue(now_s)
 
     def subscribed(self, request: int, now_s: float) -> None:
         """Note that a request is sent."""
