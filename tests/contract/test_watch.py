@@ -193,6 +193,20 @@ async def test_closed_market_is_live_and_quiet() -> None:
     assert inbox.watched() == []
 
 
+async def test_a_connection_that_brings_nothing_is_not_called_live() -> None:
+    """While nothing is due it is quiet; it is live when data comes."""
+    steps = [do.MarketStatus(at_s=0.0, segment=one, status="CLOSING_END") for one in SEGMENTS]
+    steps += [do.MarketStatus(at_s=2.0, segment=one, status="NORMAL_OPEN") for one in SEGMENTS]
+    with capture_logs() as logs:
+        async with exchange(*steps, do.NoSnapshot(at_s=0.0, seconds=600.0)) as simulator, recording(simulator) as feed:
+            await until(lambda: feed.state is FeedState.LIVE)
+            assert feed.keys.delivering == 0
+            await until(lambda: feed.keys.delivering > 0)
+            assert feed.conn == 1
+    said = [one["event"] for one in logs if one["event"] in ("feed.open", "feed.quiet", "feed.live")]
+    assert said == ["feed.open", "feed.quiet", "feed.live"]
+
+
 async def test_stall_is_given_up() -> None:
     """A peer that died without a word is found by its silence or its missing pong, whichever is first."""
     inbox = Inbox()

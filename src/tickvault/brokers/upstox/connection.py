@@ -117,7 +117,7 @@ class Connection:
         before_subscribe: called, already read from, before the subscriptions are sent.
         session: told what happens; says what to do.
         supervision: sees what comes.
-        on_live: called each time that the session becomes live.
+        on_live: called each time that the session becomes live, with whether subscribed keys deliver; again when they do.
         tally: counts on.
         clock_ns: UTC wall clock in ns.
         monotonic_s: monotonic clock in s.
@@ -134,7 +134,7 @@ class Connection:
     before_subscribe: Callable[[tuple[Subscription, ...]], Awaitable[None]]
     session: Session
     supervision: Supervision
-    on_live: Callable[[], None]
+    on_live: Callable[[bool], None]
     tally: Tally
     clock_ns: Callable[[], int]
     monotonic_s: Callable[[], float]
@@ -152,6 +152,7 @@ class Connection:
     _closing: Action | None = field(default=None, init=False)
     _abandoned: End | None = field(default=None, init=False)
     _text_seen: bool = field(default=False, init=False)
+    _is_served: bool = field(default=False, init=False)
 
     async def run(self, stopping: asyncio.Event) -> End:
         """Read and subscribe until the connection ends, and say how it did; `stopping` asks the broker for that end."""
@@ -203,8 +204,10 @@ class Connection:
             self.supervision.moved(before, self.session.state, self.clock_ns())
             if self.session.state in (State.SNAPSHOTS, State.LIVE):
                 self._asked.set()
-            if self.session.state is State.LIVE:
-                self.on_live()
+        served = self.supervision.delivers
+        if self.session.state is State.LIVE and (self.session.state is not before or served is not self._is_served):
+            self._is_served = served
+            self.on_live(served)
 
     async def _subscribe(self) -> None:
         while True:

@@ -379,9 +379,12 @@ class Feed:
             return False
         return True
 
-    def _note_live(self) -> None:
+    def _note_live(self, delivers: bool) -> None:
         self.last_error = None
-        log.info("feed.live", conn=self.conn)
+        if delivers:
+            log.info("feed.live", conn=self.conn)
+        else:
+            log.info("feed.quiet", conn=self.conn)
 
 
 async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, _T]) -> _T | None:

@@ -39,7 +39,8 @@ class SessionPatience:
     Attributes:
         greet_s: for the first market_info; then it subscribes without.
         snapshots_s: for subscribed keys to deliver, from the last request on.
-        unserved_s: more of the same, doubled at each further connection that serves nothing, from 0 to `unserved_max_s`.
+        unserved_s: more of the same, doubled at each further connection that serves nothing, from 0 to `unserved_max_s`;
+            so one that is deaf while its market trades is replaced after 5, 10, 20, 40 and then 60 s, for ever.
         mute_s: for data to come back, once its absence can be no chance.
         ping_s: of silence before a ping; with no subscribed trading, silence is normal.
         pong_s: for anything at all after the ping.
@@ -49,7 +50,7 @@ class SessionPatience:
     greet_s: float = 2.0
     snapshots_s: float = 5.0
     unserved_s: float = 5.0
-    unserved_max_s: float = 600.0
+    unserved_max_s: float = 55.0
     mute_s: float = 1.0
     ping_s: float = 30.0
     pong_s: float = 10.0

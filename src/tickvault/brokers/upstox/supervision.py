@@ -75,6 +75,11 @@ class Supervision:
         self._accounts.drop(keys)
         self._facts += self._watch.amend(self._accounts.keys, now_s, now_ns)
 
+    @property
+    def delivers(self) -> bool:
+        """Whether any subscribed key has, on this connection."""
+        return self._accounts.answered > 0
+
     def overdue(self, now_s: float) -> tuple[SubscribeRequest, ...]:
         """Return requests that are to be made once more."""
         return self._accounts.overdue(now_s)

@@ -34,6 +34,7 @@ _NS_PER_S: Final = 1_000_000_000
 # A status that says open so long after the calendar's end is one whose successor was missed.
 OVERDUE_NS: Final = 60_000_000_000
 MAX_FACTOR: Final = 64.0
+MAX_UNSERVED: Final = 4.0  # the same, where not even a snapshot came: a minute
 PARTIAL: Final = 4.0  # so much more patience with one segment while others deliver
 # Closing auction: between these and the next status nothing trades although the segment is open.
 _PAUSES: Final = frozenset({"CTS_CLOSE", "CAS_STOP"})
@@ -220,7 +221,7 @@ class Watch:
         """
         served = self._refused is not None or any(each.served for each in self._segments.values())
         if one.doing in (freshness.OPEN, freshness.PRE_OPEN) and not served:
-            return self._settings.silent_s * one.factor
+            return self._settings.silent_s * min(one.factor, MAX_UNSERVED)
         return one.patience_s()
 
     def _turn_brown(self, one: SegmentWatch, usual: float, now_s: float, now_ns: int, *, begins: bool) -> Fact:
