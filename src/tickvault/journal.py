@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from tickvault import segments, survey, wal
+from tickvault import prune, segments, survey, wal
 from tickvault.errors import JournalDamaged, JournalFull, Refused
 from tickvault.ledger import Ledger
 from tickvault.model import Event
@@ -115,8 +115,10 @@ class Journal:
         """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remove_orphans(folder)
-        paths = segments.paths(folder)
         known = state.journal()
+        if known is not None:
+            prune.finish(folder, known[2])
+        paths = segments.paths(folder)
         found_id = examine(paths, known[0] if known else None)
         recorder_id = found_id or (known[0] if known else uuid.uuid4().hex[:12])
         journal = cls(folder, state, recorder_id=recorder_id, wall_ns=wall_ns, purpose=purpose)

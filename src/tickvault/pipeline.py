@@ -41,6 +41,7 @@ from tickvault.journal import Fact, Journal
 from tickvault.ledger import Sessions
 from tickvault.notify import Notifier
 from tickvault.rewind import Cursors
+from tickvault.room import Room
 from tickvault.sinks.influx import InfluxSink
 from tickvault.sinks.parquet import ParquetSink, ParquetStore
 from tickvault.state import State
@@ -200,6 +201,7 @@ class Recorder:
                 group.create_task(watch.keep(), name="token"),
                 group.create_task(calendar.keep(), name="calendar"),
                 group.create_task(usual.keep(), name="baseline"),
+                group.create_task(self._room(stage).keep(), name="room"),
             ]
             if self._until_close:
                 keepers.append(
@@ -310,6 +312,15 @@ class Recorder:
         if name == "influx" and self._settings.influx is not None:
             return influx_sink(self._settings.influx), None
         raise Refused(f"the sink {name!r} is not part of this version; remove it from TICKVAULT_SINKS")
+
+    def _room(self, stage: _Stage) -> Room:
+        return Room(
+            stage.folder.journal,
+            stage.state,
+            sinks=self._settings.sinks,
+            retain_s=self._settings.retain_s,
+            wall_ns=self._wall_ns,
+        )
 
     def _notifier(self, stage: _Stage, notify: NotifySettings) -> Notifier:
         return Notifier(

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tickvault import segments
+from tickvault import archive, segments, survey
 from tickvault.errors import JournalDamaged
 from tickvault.ledger import KINDS
 
@@ -59,6 +59,7 @@ class JournalReader:
         self._path: Path | None = None
         self._db: sqlite3.Connection | None = None
         self._trailing: list[Event] = []  # events behind the last frame of the segment just left
+        self._lost: list[tuple[int, int]] = []
         self._definitions: dict[str, Definition] = {}
 
     @property
@@ -116,6 +117,8 @@ class JournalReader:
             self._path, self._db = path, segments.reader(path)
             self._definitions = {}
             events = segments.read_events(self._db, after_seq=0, up_to_seq=self._after_seq + 1, kinds=("defs",))
+        # Those that were behind the last frame of a segment that has been pruned.
+        self._trailing = list(archive.events(self._folder, _GOVERNING, end=int(path.stem), after_seq=self._after_seq))
         for event in events:
             if event.body.get("carried") or event.after_seq < self._after_seq:
                 self._definitions |= {one.instrument_key: one for one in segments.definitions_of(event)}
@@ -157,7 +160,7 @@ class JournalReader:
         if later:  # definitions change within: this run ends before they do
             frames = [frame for frame in frames if frame.seq <= later[0]]
             events = [event for event in events if event.after_seq < frames[-1].seq]
-        self._check_dense(lo, frames, events)
+        self._check_dense(lo, frames)
         changed = [one for event in events if event.kind == "defs" for one in segments.definitions_of(event)]
         self._definitions |= {one.instrument_key: one for one in changed}
         self._after_seq = frames[-1].seq
@@ -171,17 +174,18 @@ class JournalReader:
             changed=tuple(changed),
         )
 
-    @staticmethod
-    def _check_dense(lo: int, frames: Sequence[Frame], events: Sequence[Event]) -> None:
-        lost = [(event.body["from"], event.body["to"]) for event in events if event.kind == "lost"]
+    def _check_dense(self, lo: int, frames: Sequence[Frame]) -> None:
         expected = lo
         for frame in frames:
-            while expected != frame.seq:
-                skipped = next((to for begin, to in lost if begin <= expected <= to), None)  # type: ignore[operator]
-                if not isinstance(skipped, int):
-                    raise JournalDamaged(
-                        f"frames {expected} to {frame.seq - 1} are missing from the journal; "
-                        "run `tickvault journal verify` for the extent"
-                    )
-                expected = skipped + 1
-            expected += 1
+            if expected != frame.seq and not self._is_lost(expected, frame.seq - 1):
+                raise JournalDamaged(
+                    f"frames {expected} to {frame.seq - 1} are missing from the journal; "
+                    "run `tickvault journal verify` for the extent"
+                )
+            expected = frame.seq + 1
+
+    def _is_lost(self, low: int, high: int) -> bool:
+        """Tell whether all of a range is known to be lost; what says so may stand anywhere in the journal."""
+        if not any(begin <= low and high <= end for begin, end in self._lost):
+            self._lost = survey.lost_ranges(self._folder)
+        return any(begin <= low and high <= end for begin, end in self._lost)

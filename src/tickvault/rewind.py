@@ -6,9 +6,13 @@ what it is: state whose generation is older than the journal's last `cursor_move
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import structlog
+
+from tickvault import archive
 from tickvault.errors import Refused
+from tickvault.intake import commit
 from tickvault.journal import Fact
 from tickvault.sinks.parquet import boundary
 from tickvault.survey import generations
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Cursors"]
 
+_log: Final = structlog.get_logger(__name__)
+
 
 class Cursors:
     """Opens and rewinds the cursors of one data folder; used by the process that has it locked, before delivery."""
@@ -29,7 +35,15 @@ class Cursors:
     def __init__(self, journal: Journal, state: State, folder: Path) -> None:
         self._journal = journal
         self._state = state
+        self._folder = folder
         self._moved = generations(folder)
+
+    @property
+    def _first_seq(self) -> int:
+        """Where the journal begins; pruning raises it."""
+        row = self._state.journal()
+        assert row is not None
+        return row[2]
 
     def open(self, sink: str, store: ParquetStore | None) -> Cursor:
         """Bring a sink's cursor and, if it has a store of files, those files into agreement; finish what a crash left.
@@ -44,12 +58,14 @@ class Cursors:
         if store is not None:
             store.clean()
             self._open_files(sink, store, found if trusted else None, journalled)
-        elif not trusted or found is None or found.seq < self._journal.first_seq - 1:
-            self._state.put_cursor(sink, self._journal.first_seq - 1, generation=journalled)
+        elif not trusted or found is None or found.seq < self._first_seq - 1:
+            if found is not None and trusted:
+                self._skip(sink, found.seq)
+            self._state.put_cursor(sink, self._first_seq - 1, generation=journalled)
         elif found.rewind_to is not None:
             self._go_back(found, found.rewind_to, None)
         elif found.settled_seq < found.seq:  # nobody watched the store since; it may have lost what it acknowledged
-            self._go_back(found, max(found.settled_seq, self._journal.first_seq - 1), None)
+            self._go_back(found, max(found.settled_seq, self._first_seq - 1), None)
         return self._cursor(sink)
 
     def rewind(self, sink: str, to_seq: int, store: ParquetStore | None) -> Cursor:
@@ -59,23 +75,25 @@ class Cursors:
             Refused: the journal no longer holds it, or the cursor is not that far yet.
         """
         cursor = self.open(sink, store)
-        lowest = self._journal.first_seq - 1
+        lowest = self._first_seq - 1
         if not lowest <= to_seq <= cursor.seq:
             raise Refused(
                 f"{sink} can be rewound to between {lowest} (the journal begins there) and {cursor.seq} (delivered so far), "
                 f"not to {to_seq}; choose a --to-seq in that range"
             )
-        if store is not None and (start := boundary(store.files(), to_seq)) < self._journal.first_seq:
+        if store is not None and (start := boundary(files := store.files(), to_seq)) < self._first_seq:
+            ends = (to for to in {lowest, *(file.hi for file in files)} if to >= lowest)
+            possible = min(to for to in ends if boundary(files, to) > lowest)
             raise Refused(
-                f"{sink} cannot be rewound to {to_seq}: its files begin at {start}, before the journal's first frame "
-                f"{self._journal.first_seq}; the lowest possible --to-seq is the end of that file"
+                f"{sink} cannot be rewound to {to_seq}: a file of it begins at {start}, before the journal's first frame "
+                f"{self._first_seq}; the lowest possible --to-seq is {possible}"
             )
         self._state.ask_rewind(sink, to_seq)
         self._go_back(self._cursor(sink), to_seq, store)
         return self._cursor(sink)
 
     def _open_files(self, sink: str, store: ParquetStore, cursor: Cursor | None, journalled: int) -> None:
-        first_seq = self._journal.first_seq
+        first_seq = self._first_seq
         if cursor is not None:
             asked = (cursor.seq, cursor.rewind_to, None if cursor.drop_from is None else cursor.drop_from - 1)
             after = min(seq for seq in asked if seq is not None)
@@ -86,17 +104,45 @@ class Cursors:
         files = store.files()
         newest = max(files, key=lambda file: (file.hi, file.lo), default=None)
         after = first_seq - 1 if newest is None else newest.hi
-        if after > self._journal.last_seq:
+        if after < first_seq - 1:
+            self._skip(sink, after)
+            after = first_seq - 1
+        elif after > self._journal.last_seq:
             raise Refused(
                 f"the files of {sink} hold frames up to {after}, the journal ends with {self._journal.last_seq} and state.db "
                 "is lost: part of the journal is missing; restore it, or start in another TICKVAULT_DATA_DIR"
             )
-        if newest is not None and not newest.compacted and boundary(files, newest.lo - 1) >= first_seq:
+        if (
+            newest is not None
+            and newest.hi == after
+            and not newest.compacted
+            and boundary(files, newest.lo - 1) >= first_seq
+        ):
             # It may be one of several that were being named when the state was lost: nothing may say it is complete.
             after = newest.lo - 1
         generation = max(journalled, 0 if cursor is None else cursor.generation)
         self._state.put_cursor(sink, after, generation=generation)
         self._truncate(sink, store, after)
+
+    def _skip(self, sink: str, after_seq: int) -> None:
+        """Write down that a sink misses what was pruned behind a seq while it was not in use."""
+        first_seq = self._first_seq
+        missed = [
+            one
+            for one in archive.pruned(self._folder)
+            if one.first_seq < first_seq and one.last_seq > after_seq and sink not in one.sinks
+        ]
+        if not missed:  # it had them: its cursor is one of yesterday
+            return
+        body = {
+            "sink": sink,
+            "from": max(after_seq + 1, missed[0].first_seq),
+            "to": missed[-1].last_seq,
+            "from_ns": missed[0].from_ns,
+            "to_ns": missed[-1].to_ns,
+        }
+        commit(self._journal, self._state, [Fact("skipped", body)])
+        _log.warning("sink.skipped", sink=sink, from_seq=body["from"], to_seq=body["to"])
 
     def _go_back(self, cursor: Cursor, to_seq: int, store: ParquetStore | None) -> None:
         if store is not None:

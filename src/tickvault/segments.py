@@ -35,6 +35,7 @@ __all__ = [
     "damage_named",
     "definitions_of",
     "defs_body",
+    "facts",
     "full_disk_translated",
     "is_born",
     "paths",
@@ -79,7 +80,7 @@ _NO_ACCESS: Final = frozenset(
 _PATIENCE_MS: Final = 500
 _EVENT_HEAD: Final = struct.Struct("<qqq")
 # Damage may turn a value into one of another type, which the table's constraints then do not catch.
-_MISTYPED: Final = (struct.error, TypeError, AttributeError, OverflowError)
+MISTYPED: Final = (struct.error, TypeError, AttributeError, OverflowError)
 _NO_CRC: Final = -1
 
 
@@ -359,6 +360,21 @@ def read_events(db: sqlite3.Connection, *, after_seq: int, up_to_seq: int, kinds
     return events
 
 
+def facts(db: sqlite3.Connection) -> Iterator[tuple[int, int, int, int, str, bytes]]:
+    """Yield (id, after_seq, at_ns, boot_ns, kind, body) of every event but heartbeats, in order.
+
+    Raises:
+        JournalDamaged: an event fails its CRC.
+    """
+    sql = "SELECT id, after_seq, at_ns, boot_ns, kind, body, crc FROM events WHERE kind != 'alive' ORDER BY id"
+    for number, seq, at_ns, boot_ns, kind, body, crc in db.execute(sql).fetchall():
+        if _event_crc(seq, at_ns, boot_ns, kind, body) != crc:
+            raise JournalDamaged(
+                f"{_file(db)}: an event after frame {seq} fails its checksum; run `tickvault journal verify`"
+            )
+        yield number, seq, at_ns, boot_ns, kind, body
+
+
 def defs_body(definitions: Iterable[Definition], *, carried: bool = False) -> dict[str, object]:
     """Return the body of a `defs` event; `carried` marks the copy that begins a segment."""
     rows = []
@@ -437,14 +453,14 @@ def _insert_events(db: sqlite3.Connection, events: Sequence[NewEvent]) -> None:
 def _frame_crc(seq: int, received_ns: int, conn: int, codec: int, payload: bytes) -> int:
     try:
         return zlib.crc32(payload, zlib.crc32(_FRAME_HEAD.pack(seq, received_ns, conn, codec)))
-    except _MISTYPED:
+    except MISTYPED:
         return _NO_CRC
 
 
 def _event_crc(after_seq: int, at_ns: int, boot_ns: int, kind: str, body: bytes) -> int:
     try:
         return zlib.crc32(body, zlib.crc32(kind.encode(), zlib.crc32(_EVENT_HEAD.pack(after_seq, at_ns, boot_ns))))
-    except _MISTYPED:
+    except MISTYPED:
         return _NO_CRC
 
 
@@ -454,6 +470,6 @@ def _crc_of_crcs(db: sqlite3.Connection) -> int:
         for (one,) in db.execute(f"SELECT crc FROM {table} ORDER BY {key}"):  # noqa: S608 - two constants
             try:
                 crc = zlib.crc32(one.to_bytes(4, "little"), crc)
-            except _MISTYPED:
+            except MISTYPED:
                 return _NO_CRC
     return crc

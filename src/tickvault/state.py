@@ -24,7 +24,7 @@ from tickvault.model import Gap
 from tickvault.segments import full_disk_translated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from tickvault.model import Rejected
@@ -220,6 +220,28 @@ class State:
         with self._transaction() as db:
             db.execute("DELETE FROM journal")
             db.execute("INSERT INTO journal VALUES (?, ?, ?)", (recorder_id, head_seq, first_seq))
+
+    def raise_first_seq(self, first_seq: int, sinks: Collection[str]) -> bool:
+        """Record that the journal begins with `first_seq` from now on: the commit point of pruning what lies before.
+
+        Args:
+            first_seq: of the oldest segment that stays.
+            sinks: those that must have everything before it, for good.
+
+        Returns:
+            False, and nothing has changed, when one of them may still need something before it.
+        """
+        with self._transaction() as db:
+            held = {cursor.sink: _held_from(cursor) for cursor in _cursors(db)}
+            if any(held.get(sink, 0) < first_seq for sink in sinks):
+                return False
+            db.execute("UPDATE journal SET first_seq = max(first_seq, ?)", (first_seq,))
+        return True
+
+    def held_from(self, sinks: Collection[str]) -> int | None:
+        """Return the first seq that one of these sinks may still need, None if none of them needs any."""
+        held = {cursor.sink: _held_from(cursor) for cursor in self.cursors()}
+        return min((held.get(sink, 0) for sink in sinks), default=None)
 
     def highest_seq(self) -> int:
         """Return the highest seq any row here knows of: none up to it may be used again."""
@@ -430,6 +452,17 @@ def _cursors(db: sqlite3.Connection) -> list[Cursor]:
     columns = ", ".join(Cursor.__slots__)
     rows = db.execute(f"SELECT {columns} FROM cursors ORDER BY sink").fetchall()  # noqa: S608 - names of our own class
     return [Cursor(**dict(zip(Cursor.__slots__, row, strict=True))) for row in rows]
+
+
+def _held_from(cursor: Cursor) -> int:
+    """Return the first seq that a sink may still need: behind what its store keeps, or what it is to go back to."""
+    marks = (
+        cursor.settled_seq,
+        cursor.seq,
+        cursor.rewind_to,
+        None if cursor.drop_from is None else cursor.drop_from - 1,
+    )
+    return min(mark for mark in marks if mark is not None) + 1
 
 
 def _gaps(db: sqlite3.Connection) -> tuple[Gap, ...]:

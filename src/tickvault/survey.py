@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from tickvault import segments
+from tickvault import archive, segments
 from tickvault.errors import JournalDamaged, Refused
 from tickvault.ledger import KINDS, Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    import sqlite3
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tickvault.model import Event, Gap
+    from tickvault.segments import Meta
 
 __all__ = [
     "Stats",
@@ -26,14 +29,32 @@ __all__ = [
     "verify",
 ]
 
+_T = TypeVar("_T")
+
 
 def events(folder: Path, kinds: Sequence[str], *, up_to_seq: int = segments.NO_END) -> Iterator[Event]:
-    """Yield the events of some kinds that are in force at frame `up_to_seq`, from the oldest segment on."""
-    for path in segments.paths(folder):
-        if int(path.stem) > up_to_seq or not segments.is_born(path):
+    """Yield the events of some kinds that are in force at frame `up_to_seq`, from the beginning on.
+
+    Pruned segments count, as far as their facts were kept: all but heartbeats and definitions.
+    """
+    paths = segments.paths(folder)
+    first_seq = int(paths[0].stem) if paths else segments.NO_END
+    yield from archive.events(folder, kinds, end=first_seq, up_to_seq=up_to_seq)
+    for path in paths:
+        if int(path.stem) > up_to_seq:
             continue
-        with segments.reading(path) as db:
-            yield from segments.read_events(db, after_seq=0, up_to_seq=up_to_seq, kinds=kinds)
+        try:
+            with segments.reading(path) as db:
+                if segments.read_meta(db) is None:
+                    continue
+                found = segments.read_events(db, after_seq=0, up_to_seq=up_to_seq, kinds=kinds)
+        except Refused:
+            if path.exists():
+                raise
+            begin = int(path.stem)  # pruned since the folder was listed
+            yield from archive.events(folder, kinds, begin=begin, end=begin + 1, up_to_seq=up_to_seq)
+        else:
+            yield from found
 
 
 def generations(folder: Path) -> dict[str, int]:
@@ -70,18 +91,12 @@ def stats(folder: Path) -> Stats:
     """Count a journal; also while a recorder writes to it."""
     recorder_id, frames, first_seq, last_seq, last_ns, size, count = None, 0, 0, 0, 0, 0, 0
     for path in segments.paths(folder):
-        with segments.reading(path) as db:
-            meta = segments.read_meta(db)
-            if meta is None:
-                continue
-            seq, segment_ns = segments.tail(db)
-            held = db.execute("SELECT count(*) FROM frames").fetchone()[0] if meta.count is None else meta.count
+        if (found := _look(path, _counted)) is None:
+            continue
+        meta, seq, segment_ns, held = found
         recorder_id, first_seq = meta.recorder, first_seq or meta.first_seq
         frames, last_seq, last_ns = frames + held, max(last_seq, seq or 0), max(last_ns, segment_ns)
-        count += 1
-        for suffix in ("", "-wal", "-shm"):
-            file = path.with_name(path.name + suffix)
-            size += file.stat().st_size if file.exists() else 0
+        count, size = count + 1, size + size_of(path)
     return Stats(
         recorder_id=recorder_id,
         frames=frames,
@@ -91,6 +106,38 @@ def stats(folder: Path) -> Stats:
         bytes=size,
         segments=count,
     )
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes that a segment takes, its log included; 0 if it is gone."""
+    size = 0
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            size += path.with_name(path.name + suffix).stat().st_size
+    return size
+
+
+def _counted(db: sqlite3.Connection, meta: Meta) -> tuple[Meta, int | None, int, int]:
+    held = db.execute("SELECT count(*) FROM frames").fetchone()[0] if meta.count is None else meta.count
+    return meta, *segments.tail(db), held
+
+
+def _extent(db: sqlite3.Connection, _: Meta) -> tuple[int, int] | None:
+    """Return the last seq and the number of frames, None if there is none."""
+    last, count = db.execute("SELECT max(seq), count(*) FROM frames").fetchone()
+    return (last, count) if count else None
+
+
+def _look(path: Path, use: Callable[[sqlite3.Connection, Meta], _T]) -> _T | None:
+    """Return what `use` finds in a segment; None if it was never born, or is gone."""
+    try:
+        with segments.reading(path) as db:
+            meta = segments.read_meta(db)
+            return None if meta is None else use(db, meta)
+    except Refused:
+        if path.exists():
+            raise
+        return None  # pruned since the folder was listed
 
 
 def verify(folder: Path, *, running: bool, head_seq: int = 0) -> Iterator[str]:
@@ -104,58 +151,70 @@ def verify(folder: Path, *, running: bool, head_seq: int = 0) -> Iterator[str]:
     paths = segments.paths(folder)
     for number, path in enumerate(paths):
         yield from segments.verify(path, walk=not (running and number == len(paths) - 1))
-    previous, unread = None, False
+    yield from archive.verify(folder)
+    previous: int | None = None
+    unread = False
+    lost: Sequence[tuple[int, int]] = ()
+    with suppress(JournalDamaged, Refused):
+        lost = lost_ranges(folder)
     for path in paths:
         try:
-            with segments.reading(path) as db:
-                if segments.read_meta(db) is None:
-                    continue
-                lost = segments.read_events(db, after_seq=0, up_to_seq=segments.NO_END, kinds=("lost",))
-                first, last, count = db.execute("SELECT min(seq), max(seq), count(*) FROM frames").fetchone()
+            found = _look(path, _extent)
         except (JournalDamaged, Refused):
             unread = True  # told above
             continue
-        if first is None:
+        if found is None:
             continue
+        last, count = found
         begin = int(path.stem) if previous is None else previous + 1
-        explained = sum(_lost_within(event, begin, last) for event in lost)
+        explained = sum(max(0, min(high, last) - max(low, begin) + 1) for low, high in lost)
         if last - begin + 1 != count + explained:
             yield f"{path.name}: {last - begin + 1 - count - explained} frames between {begin} and {last} are missing"
         previous, unread = last, False
-    if not unread and (previous or 0) < head_seq:
-        yield f"frames {(previous or 0) + 1} to {head_seq} are missing: state.db knows of them"
+    previous = max(previous or 0, *(high for low, high in lost if low <= (previous or 0) + 1), 0)
+    if not unread and previous < head_seq:
+        yield f"frames {previous + 1} to {head_seq} are missing: state.db knows of them"
 
 
-def _lost_within(event: Event, begin: int, end: int) -> int:
-    low, high = event.body["from"], event.body["to"]
-    assert isinstance(low, int)
-    assert isinstance(high, int)
-    return max(0, min(high, end) - max(low, begin) + 1)
+def lost_ranges(folder: Path) -> list[tuple[int, int]]:
+    """Return the ranges of seqs, ends included and apart from one another, that will not come."""
+    told = [(event.body["from"], event.body["to"]) for event in events(folder, ("lost",))]
+    found: list[tuple[int, int]] = []
+    for low, high in sorted((low, high) for low, high in told if isinstance(low, int) and isinstance(high, int)):
+        if found and low <= found[-1][1] + 1:
+            found[-1] = found[-1][0], max(found[-1][1], high)
+        else:
+            found.append((low, high))
+    return found
 
 
 def received_ns_behind(folder: Path, seq: int) -> int | None:
     """Return when the first frame behind `seq` was received, None if there is none."""
+
+    def first(db: sqlite3.Connection, _: Meta) -> tuple[object] | None:
+        sql = "SELECT received_ns FROM frames WHERE seq > ? ORDER BY seq LIMIT 1"
+        row: tuple[object] | None = db.execute(sql, (seq,)).fetchone()
+        return row
+
     for path in _from(segments.paths(folder), seq):
-        with segments.reading(path) as db:
-            if segments.read_meta(db) is None:
-                continue
-            row = db.execute("SELECT received_ns FROM frames WHERE seq > ? ORDER BY seq LIMIT 1", (seq,)).fetchone()
-        if row is not None:
+        if (row := _look(path, first)) is not None:
             return row[0] if isinstance(row[0], int) else 0  # damage; who reads the frame finds out
     return None
 
 
 def last_seq_before(folder: Path, at_ns: int) -> int:
     """Return the seq of the last frame received before a time; 0 if none was."""
+
+    def last(db: sqlite3.Connection, _: Meta) -> int | None:
+        begins = db.execute("SELECT received_ns < ? FROM frames ORDER BY seq LIMIT 1", (at_ns,)).fetchone()
+        if begins is None or not begins[0]:
+            return None  # without looking at the rest: only a clock set back twice could hide something there
+        sql = "SELECT seq FROM frames WHERE received_ns < ? ORDER BY seq DESC LIMIT 1"
+        return int(db.execute(sql, (at_ns,)).fetchone()[0])
+
     for path in reversed(segments.paths(folder)):
-        with segments.reading(path) as db:
-            if segments.read_meta(db) is None:
-                continue
-            begins = db.execute("SELECT received_ns < ? FROM frames ORDER BY seq LIMIT 1", (at_ns,)).fetchone()
-            if begins is None or not begins[0]:
-                continue  # without looking at the rest: only a clock set back twice could hide something there
-            sql = "SELECT seq FROM frames WHERE received_ns < ? ORDER BY seq DESC LIMIT 1"
-            return int(db.execute(sql, (at_ns,)).fetchone()[0])
+        if (found := _look(path, last)) is not None:
+            return found
     return 0
 
 

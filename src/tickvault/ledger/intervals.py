@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tickvault.ledger.outages import Outages
+from tickvault.ledger.outages import SINK, Outages
 from tickvault.ledger.sessions import FOREVER_NS, Sessions
 from tickvault.ledger.states import KINDS, ORDER, State
 
@@ -61,7 +61,8 @@ def intervals(
             continue
         if event.kind == "calendar":
             sessions = sessions.then(Sessions.of(event.body))
-        ended += [outage for outage in outages.apply(event) if outage.gap.closed_ns is not None]
+        told = outages.apply(event)
+        ended += [one for one in told if one.gap.closed_ns is not None and one.gap.scope != SINK]
     spans = [
         (outage.gap.opened_ns, _end_ns(outage.gap), State(outage.gap.reason), outage.gap.detail)
         for outage in [*ended, *outages.open.values()]

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from tickvault.model import Event
 
-__all__ = ["Outage", "Outages", "subject_of"]
+__all__ = ["PRUNED", "SINK", "Outage", "Outages", "subject_of"]
+
+SINK: Final = "sink"  # scope of a gap in one store only: what it misses was recorded
+PRUNED: Final = "pruned"
 
 _FEED: Final = "feed"
 _NOTHING: Final[frozenset[str]] = frozenset()
@@ -77,6 +80,8 @@ class Outages:
         """Take one event and return the outages that it opened, changed or closed."""
         if event.kind == "lost":
             return self._lost(event)  # where it is written says nothing of when it is
+        if event.kind == "skipped":
+            return [self._skipped(event)]
         if event.body.get("purpose"):  # opened for something else: nobody recorded, before or after
             self.crashed_ns = self.crashed_ns or _int(event.body.get("last_ns"))
             return []
@@ -161,6 +166,21 @@ class Outages:
         frames = f"frames {event.body.get('from')}-{event.body.get('to')}"
         gap = replace(_gap("recorder", frames, from_ns, State.LOST, _text(event.body.get("reason"))), closed_ns=to_ns)
         return [Outage(gap, self.segments)]
+
+    def _skipped(self, event: Event) -> Outage:
+        """Frames were recorded, and pruned before one of the sinks had them: it was not in use then."""
+        from_ns = _int(event.body.get("from_ns")) or event.at_ns
+        frames = f"frames {event.body.get('from')}-{event.body.get('to')} were pruned before it had them"
+        gap = Gap(
+            scope=SINK,
+            subject=_text(event.body.get("sink")),
+            opened_ns=from_ns,
+            closed_ns=max(from_ns, _int(event.body.get("to_ns"))),
+            reason=PRUNED,
+            planned=False,
+            detail=frames,
+        )
+        return Outage(gap, self.segments)
 
     # -- connections
 

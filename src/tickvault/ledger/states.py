@@ -23,6 +23,7 @@ KINDS: Final = (
     "lost",
     "disk_full",
     "watch",
+    "skipped",
 )
 
 

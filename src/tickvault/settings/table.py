@@ -141,7 +141,7 @@ SETTINGS: Final = (
     Setting(
         "TICKVAULT_RETAIN",
         "3d",
-        "delivered frames are kept this long: `3d`, `12h`, `30m`, `90s`; not built yet, without effect",
+        "delivered frames are kept this long: `3d`, `12h`, `30m`, `90s`; what a sink in use has not stored is kept longer",
     ),
     Setting(
         "TICKVAULT_DISK_RESERVE",
