@@ -5,26 +5,20 @@ Laws of this module:
 - One request at a time, in order, never repeated here: delivery repeats a batch, and points overwrite themselves.
 - `write` returns only when every layout and every chunk of the batch was acknowledged.
 - What an answer means is judged in one pure module (`influx_answers`); here questions are put.
-- No message carries a credential: the URL is shown without its user part, and secrets are blotted out of answers.
+- No message carries a credential: `influx_http` blots them out of what a server says.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import datetime as dt
 import hashlib
 import math
 import re
 import zlib
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import aiohttp
-from yarl import URL
-
-from tickvault.addresses import bare_url, is_loopback
 from tickvault.errors import (
     BatchRejected,
     BatchTooLarge,
@@ -43,15 +37,16 @@ from tickvault.sinks.influx_answers import (
     version_of,
     words,
 )
+from tickvault.sinks.influx_http import ConnectionLost, InfluxHttp
 from tickvault.sinks.lineprotocol import Dialect, Lines, chunks, encode_tickvault, encode_tradedatafeed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    import aiohttp
 
 __all__ = ["InfluxSink"]
 
-# InfluxDB quotes every line it refuses; more than this much is not worth reading, bisecting is.
-_MAX_ANSWER_BYTES: Final = 1_000_000
 # A server that refuses a body for its size may hang up while we send, and its 413 is lost. It takes this many
 # resets of one body, with a server that answers otherwise, to tell that from a restart; small bodies never count.
 _RESETS_MEAN_TOO_LARGE: Final = 3
@@ -79,10 +74,6 @@ class _Server:
     dialect: Dialect = Dialect.INFLUX
     stores_the_rest: bool = False
     certain: bool = True
-
-
-class _ConnectionLostError(SinkUnavailable):
-    """The connection broke while a request was under way."""
 
 
 class InfluxSink:
@@ -127,26 +118,16 @@ class InfluxSink:
         timeout_s: float = 30.0,
         session: aiohttp.ClientSession | None = None,
     ) -> None:
-        given = URL(url)
-        self._url = given.with_user(None).with_query(None).with_fragment(None)
-        self._shown = bare_url(url)
         if not bucket:
             raise ConfigurationError("INFLUX_BUCKET is not set; it names the bucket, or the database for the v1 API")
+        self._http = InfluxHttp(
+            url=url, token=token, username=username, password=password, api=api, timeout_s=timeout_s, session=session
+        )
         self._bucket = bucket
         self._org = org or ""
-        # A header cannot carry it, and aiohttp's words about that would.
-        if token and not token.isprintable():
-            raise ConfigurationError("INFLUX_TOKEN holds a line break or another control character; set it anew")
-        self._token = token
-        self._username = username or given.user
-        self._password = password or given.password or ""
         self._api = api
         self._layouts = tuple(layouts)
         self._depth = depth
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(10.0, timeout_s))
-        self._gzip = not is_loopback(given.host or "")
-        self._given_session = session
-        self._own_session: aiohttp.ClientSession | None = None
         self._server: _Server | None = None
         self._settle_s = 0.0
         self._lost_body: tuple[bytes, int] = (b"", 0)
@@ -194,20 +175,18 @@ class InfluxSink:
         server = await self._identify()
         answer = await self._post_lines(server, b"", "ns")
         if server.api == "v1" and misses_database(answer):
-            return f"{server.label} at {self._shown}, the first write creates database {self._bucket!r}"
-        error = self._judged(self._blotted(answer))
+            return f"{server.label} at {self._http.shown}, the first write creates database {self._bucket!r}"
+        error = self._judged(self._http.blotted(answer))
         # InfluxDB 2 and 3 refuse an empty body, after they have judged the token and the bucket.
         if error and not isinstance(error, BatchRejected):
             raise error
         if server.dialect is Dialect.VICTORIA:
             await self._check_victoria()
-        return f"{server.label} at {self._shown}, bucket {self._bucket!r}"
+        return f"{server.label} at {self._http.shown}, bucket {self._bucket!r}"
 
     async def aclose(self) -> None:
         """Close the session unless it was given."""
-        if self._own_session is not None:
-            await self._own_session.close()
-            self._own_session = None
+        await self._http.aclose()
 
     def _encode(self, layout: str, batch: Batch, dialect: Dialect) -> Lines:
         if layout == "tradedatafeed":
@@ -224,7 +203,7 @@ class InfluxSink:
         if (dropped := beyond_retention(answer)) is not None:
             self.beyond_retention += dropped
             return {}
-        answer = self._blotted(answer)
+        answer = self._http.blotted(answer)
         error = self._judged(answer)
         if isinstance(error, BatchRejected) and server.stores_the_rest:
             return named_rows(answer, part) or _raise(error)
@@ -233,11 +212,11 @@ class InfluxSink:
     async def _send(self, server: _Server, body: bytes, precision: str) -> Answer:
         try:
             answer = await self._post_lines(server, body, precision)
-        except _ConnectionLostError as exc:
+        except ConnectionLost as exc:
             self._server = None  # it may come back as another one
             if await self._is_body_to_blame(body):
                 raise BatchTooLarge(
-                    f"{self._shown} broke the connection {_RESETS_MEAN_TOO_LARGE} times at the same {len(body)} bytes"
+                    f"{self._http.shown} broke the connection {_RESETS_MEAN_TOO_LARGE} times at the same {len(body)} bytes"
                     " but answers otherwise: taken as too large"
                 ) from exc
             raise
@@ -251,7 +230,7 @@ class InfluxSink:
         if len(body) < _SUSPICIOUS_BODY_BYTES:
             return False
         try:
-            await self._ask("GET", "ping")
+            await self._http.ask("GET", "ping")
         except SinkUnavailable:
             return False
         digest = hashlib.sha256(body).digest()
@@ -261,23 +240,25 @@ class InfluxSink:
 
     async def _post_lines(self, server: _Server, body: bytes, precision: str) -> Answer:
         headers = {"Content-Type": "text/plain; charset=utf-8"}
-        if self._gzip and body:
+        if self._http.remote and body:
             headers["Content-Encoding"] = "gzip"
             body = await asyncio.to_thread(zlib.compress, body, 1, 31)
         if server.api == "v1":
             # InfluxDB up to 1.7 knows `n` and takes every unknown word for ns; only `ms` is spelt alike everywhere.
             query = {"db": self._bucket, "precision": "n" if precision == "ns" else precision}
-            return await self._ask("POST", "write", query, body, {**headers, **self._authorization("v1")})
+            return await self._http.ask("POST", "write", query, body, {**headers, **self._http.authorization("v1")})
         query = {"org": self._org, "bucket": self._bucket, "precision": precision}
-        return await self._ask("POST", "api/v2/write", query, body, {**headers, **self._authorization("v2")})
+        return await self._http.ask("POST", "api/v2/write", query, body, {**headers, **self._http.authorization("v2")})
 
     async def _create_database(self) -> None:
         quoted = self._bucket.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        answer = await self._ask("POST", "query", {"q": f'CREATE DATABASE "{quoted}"'}, b"", self._authorization("v1"))
+        answer = await self._http.ask(
+            "POST", "query", {"q": f'CREATE DATABASE "{quoted}"'}, b"", self._http.authorization("v1")
+        )
         if answer.status != 200 or '"error"' in answer.text:
             raise SinkMisconfigured(
-                f"{self._shown}: database {self._bucket!r} does not exist and may not be created by us "
-                f"({answer.status}: {words(self._blotted(answer))}); create it and grant the right to write"
+                f"{self._http.shown}: database {self._bucket!r} does not exist and may not be created by us "
+                f"({answer.status}: {words(self._http.blotted(answer))}); create it and grant the right to write"
             )
 
     async def _identify(self) -> _Server:
@@ -291,7 +272,7 @@ class InfluxSink:
         return found
 
     async def _ask_who_it_is(self) -> _Server:
-        answers = [await self._ask("GET", path) for path in ("-/healthy", "ping", "health")]
+        answers = [await self._http.ask("GET", path) for path in ("-/healthy", "ping", "health")]
         if any("X-Server-Hostname" in answer.headers for answer in answers) or "VictoriaMetrics" in answers[0].text:
             # Without a database in the address no label `db` splits its series.
             api = "v1" if self._api == "v1" else "v2"
@@ -316,98 +297,28 @@ class InfluxSink:
         now_s = asyncio.get_running_loop().time()
         if now_s - self._asked_s < _VICTORIA_ASK_S:
             return
-        answer = await self._ask("GET", "metrics")
+        answer = await self._http.ask("GET", "metrics")
         self._asked_s = now_s
         found = re.search(r"^process_start_time_seconds (\S+)", answer.text, re.MULTILINE)
         before, self._started = self._started, found[1] if found else self._started
         if before not in (None, self._started):
-            raise SinkUnavailable(f"{self._shown} was restarted: what it had not made durable is sent again")
+            raise SinkUnavailable(f"{self._http.shown} was restarted: what it had not made durable is sent again")
 
     async def _check_victoria(self) -> None:
-        flags = await self._ask("GET", "flags")
-        text = flags.text if flags.status == 200 else (await self._ask("GET", "metrics")).text
+        flags = await self._http.ask("GET", "flags")
+        text = flags.text if flags.status == 200 else (await self._http.ask("GET", "metrics")).text
         found = re.search(r'dedup\.minScrapeInterval(?:="|", value=")([^"]*)"', text)
         # Newer versions hide their flags behind a key: what cannot be seen is not held against them.
         visible = flags.status == 200 or "flag{" in text
         if visible and (found is None or found[1] != "1ms"):
             raise SinkMisconfigured(
-                f"VictoriaMetrics at {self._shown} runs with dedup.minScrapeInterval={found[1] if found else '0s'}: "
+                f"VictoriaMetrics at {self._http.shown} runs with dedup.minScrapeInterval={found[1] if found else '0s'}: "
                 "repeated points would count twice; start it with -dedup.minScrapeInterval=1ms"
             )
 
-    def _authorization(self, api: str) -> dict[str, str]:
-        if self._token and (api == "v2" or not self._username):
-            return {"Authorization": f"Token {self._token}"}
-        if self._username:
-            return {"Authorization": f"Basic {self._pair()}"}
-        return {}
-
-    def _pair(self) -> str:
-        """Return username and password as HTTP sends them."""
-        return base64.b64encode(f"{self._username}:{self._password}".encode()).decode()
-
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Answer:
-        """Make one request; every failure but an answer becomes SinkUnavailable or SinkMisconfigured."""
-        url = (self._url / path).with_query(query or {})
-        sent = {"Accept-Encoding": "identity", **(self._authorization(self._api) if headers is None else headers)}
-        with _translating(self._shown):
-            async with self._session().request(
-                method, url, data=body, headers=sent, timeout=self._timeout, allow_redirects=False
-            ) as response:
-                data, cut = await _read_bounded(response)
-                text = data.decode(errors="replace")
-                return Answer(status=response.status, text=text, headers=response.headers, cut=cut)
-
-    def _session(self) -> aiohttp.ClientSession:
-        if self._given_session is not None:
-            return self._given_session
-        if self._own_session is None:
-            self._own_session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
-        return self._own_session
-
     def _judged(self, answer: Answer) -> SinkError | None:
-        return judge(answer, self._shown, dt.datetime.now(dt.UTC))
-
-    def _blotted(self, answer: Answer) -> Answer:
-        """Return an answer without our secrets: a server or a proxy may quote what we sent."""
-        text = answer.text
-        for secret in filter(None, (self._token, self._pair() if self._username else None, self._password)):
-            text = text.replace(secret, "***")
-        return Answer(status=answer.status, text=text, headers=answer.headers, cut=answer.cut)
+        return judge(answer, self._http.shown, dt.datetime.now(dt.UTC))
 
 
 def _raise(error: SinkError) -> Mapping[int, str]:
     raise error
-
-
-async def _read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
-    data = b""
-    while len(data) <= _MAX_ANSWER_BYTES and (more := await response.content.readany()):
-        data += more
-    return data[:_MAX_ANSWER_BYTES], len(data) > _MAX_ANSWER_BYTES
-
-
-@contextmanager
-def _translating(shown: str) -> Iterator[None]:
-    """The one place where foreign exceptions become ours."""
-    try:
-        yield
-    except TimeoutError as exc:
-        raise SinkUnavailable(f"{shown} did not answer in time") from exc
-    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as exc:
-        raise SinkMisconfigured(
-            f"{shown}: TLS fails ({exc}); check the scheme of INFLUX_URL and the certificate"
-        ) from exc
-    except aiohttp.ClientConnectorError as exc:
-        raise SinkUnavailable(f"{shown} cannot be reached: {exc.os_error.strerror or exc.os_error}") from exc
-    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as exc:
-        raise _ConnectionLostError(f"{shown} broke the connection: {exc}") from exc
-    except aiohttp.ClientError as exc:
-        raise SinkUnavailable(f"{shown} does not answer as HTTP: {type(exc).__name__}: {exc}") from exc
