@@ -33,11 +33,13 @@ class Script:
     Attributes:
         answers: what the next writes get; 204 when it is used up. A string names a fault: `reset` or `slow`.
         ping: what /ping answers.
+        paths: of every write.
         requests: every write: query, headers, body.
     """
 
     def __init__(self) -> None:
         self.answers: list[web.Response | str] = []
+        self.paths: list[str] = []
         self.ping: web.Response | str = web.Response(status=204, headers=PING_V2)
         self.requests: list[tuple[dict[str, str], Any, bytes]] = []
         self.probes: list[str] = []
@@ -45,6 +47,7 @@ class Script:
 
     async def write(self, request: web.Request) -> web.Response:
         body = await request.read()
+        self.paths.append(request.path)
         self.requests.append((dict(request.query), request.headers.copy(), body))
         return await self._play(request, self.answers.pop(0) if self.answers else web.Response(status=204))
 
@@ -70,6 +73,7 @@ async def script() -> AsyncIterator[Script]:
     played = Script()
     app = web.Application(client_max_size=50_000_000)
     app.router.add_post("/api/v2/write", played.write)
+    app.router.add_post("/api/v3/write_lp", played.write)
     app.router.add_get("/{path:.*}", played.probe)
     async with TestServer(app, shutdown_timeout=0) as server:
         played.url = str(server.make_url("/"))
@@ -201,14 +205,55 @@ async def test_redirects_are_not_followed(script: Script, sink: InfluxSink) -> N
     assert "/elsewhere" not in script.probes
 
 
+PING_V3 = {"version": "3.11.2", "revision": "x"}
+
+
 async def test_influxdb_3_gets_a_time_for_each_version_of_a_candle(script: Script) -> None:
     """Of two writes of one point it may keep either."""
-    script.ping = web.json_response({"version": "3.11.2", "revision": "x"})
+    script.ping = web.json_response(PING_V3)
     sink = InfluxSink(url=script.url, bucket="b")
     await sink.write(batch_of(candles=[candle(seq=5, close=1.5), candle(seq=6, close=1.5)]))
     await sink.aclose()
     [(_, _, body)] = script.requests
     assert [line.split()[-1] for line in body.decode().splitlines()] == [f"{AT_MS}00000{seq}" for seq in (5, 6)]
+
+
+@pytest.mark.parametrize("api", ["auto", "v3"])
+async def test_v3_write(script: Script, api: str) -> None:
+    """Its own path, a bearer token, the bucket as database, the good lines of a bad request to be kept."""
+    script.ping = web.json_response(PING_V3)
+    sink = InfluxSink(
+        url=script.url, bucket="b k", token="hush", username="u", api=api, layouts=("tradedatafeed", "tickvault")
+    )
+    await sink.write(batch_of(ticks=[tick()], candles=[candle(close=1.5)]))
+    await sink.aclose()
+    assert script.paths == ["/api/v3/write_lp"] * 2
+    assert [query for query, _, _ in script.requests] == [
+        {"db": "b k", "precision": unit, "accept_partial": "true"} for unit in ("millisecond", "nanosecond")
+    ]
+    assert {headers["Authorization"] for _, headers, _ in script.requests} == {"Bearer hush"}
+
+
+async def test_v3_names_the_lines_it_refuses(script: Script) -> None:
+    """The others are stored; nothing is sent again."""
+    script.ping = web.json_response(PING_V3)
+    why = "invalid column type for column 'ltp', expected iox::column_type::field::string, got float"
+    told = {"original_line": "tick…", "line_number": 2, "error_message": why}
+    refusal = {"error": "partial write of line protocol occurred", "data": [told]}
+    script.answers = [web.json_response(refusal, status=400)]
+    sink = InfluxSink(url=script.url, bucket="b")
+    with pytest.raises(BatchRejected) as caught:
+        await sink.write(batch_of(ticks=[tick(seq=seq) for seq in (1, 2, 3)]))
+    await sink.aclose()
+    assert caught.value.rejected == {1: why}
+
+
+async def test_check_takes_v3s_complaint_about_an_empty_body_for_a_yes(script: Script) -> None:
+    script.ping = web.json_response(PING_V3)
+    script.answers = [web.json_response({"error": "incoming write was empty"}, status=400)]
+    sink = InfluxSink(url=script.url, bucket="b")
+    assert "InfluxDB 3.11.2" in await sink.check()
+    await sink.aclose()
 
 
 async def test_a_server_that_does_not_say_who_it_is_is_asked_again_only_while_it_is_unwell(script: Script) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+from typing import Any
 
 import pytest
 from servers import batch_of, tick
@@ -53,6 +55,12 @@ def test_accepted(status: int) -> None:
         (403, '{"code":"forbidden","message":"insufficient permissions for write"}', SinkMisconfigured),
         (404, '{"code":"not found","message":"bucket \\"x\\" not found"}', SinkMisconfigured),
         (500, '{"code":"internal error","message":"unexpected error writing points"}', SinkUnavailable),
+        # InfluxDB 3
+        (400, '{"error":"partial write of line protocol occurred","data":[]}', BatchRejected),
+        (400, '{"error":"line protocol parsing error","data":{"line_number":1}}', BatchRejected),
+        (422, '{"error":"Update to schema would exceed number of columns per table limit of 500"}', SinkMisconfigured),
+        (422, '{"error":"Adding a new database would exceed limit of 5 databases"}', SinkMisconfigured),
+        (500, '{"error":"wal buffer full with 100000 ops"}', SinkUnavailable),
         # VictoriaMetrics
         (400, 'requestURI: /x/write; unsupported path requested: "/x/write"', SinkMisconfigured),
         # Others
@@ -143,6 +151,43 @@ def test_without_traceable_quotations_nothing_is_known(text: str) -> None:
 def test_an_answer_cut_short_names_nothing() -> None:
     lines = lines_of(1.0, 2.0)
     assert named_rows(Answer(status=400, text=quoting(lines, 0), cut=True), lines) == {}
+
+
+def numbering(*found: Any, error: str = "partial write of line protocol occurred") -> Answer:
+    """Return what InfluxDB 3 says of lines by number."""
+    data = [{"original_line": "tick …", "line_number": number, "error_message": why} for number, why in found]
+    return Answer(status=400, text=json.dumps({"error": error, "data": data}))
+
+
+def test_numbered_lines_name_their_rows() -> None:
+    """Lines count from 1 in a body, rows from 0 in a batch; a body may begin in the middle of one."""
+    lines = lines_of(1.0, 2.0, 3.0)
+    later = Lines(text=lines.text[1:], rows=lines.rows[1:])
+    assert named_rows(numbering((1, "invalid column type"), (2, "no\x1b[31m")), later) == {
+        1: "invalid column type",
+        2: "no [31m",
+    }
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        numbering((4, "beyond the body")),
+        numbering((0, "before it")),
+        numbering((True, "no number")),
+        numbering(("1", "no number")),
+        numbering((1, None)),
+        numbering(),
+        numbering(*[(1, "and perhaps more")] * 100),
+        numbering((1, "nothing is stored then"), error="parsing failed for write_lp endpoint"),
+        Answer(status=400, text='{"error":"partial write of line protocol occurred","data":{"line_number":1}}'),
+        Answer(status=400, text='{"error":"partial write of line protocol occurred","data":[1]}'),
+        Answer(status=400, text="[" * 100_000),
+    ],
+)
+def test_numbers_that_cannot_be_trusted_name_nothing(answer: Answer) -> None:
+    """Delivery halves the batch then; a hundred is where the server stops counting."""
+    assert named_rows(answer, lines_of(1.0, 2.0, 3.0)) == {}
 
 
 @pytest.mark.parametrize("token", ["two\nlines", "cr\r", "nul\x00"])

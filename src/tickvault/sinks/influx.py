@@ -65,7 +65,7 @@ class _Server:
 
     Attributes:
         label: name and version for people.
-        stores_the_rest: a refused line is quoted in the answer and all others of the request are stored.
+        stores_the_rest: it quotes or numbers the lines it refuses, and stores all others of the request.
         certain: it was told, not assumed.
     """
 
@@ -247,6 +247,11 @@ class InfluxSink:
             # InfluxDB up to 1.7 knows `n` and takes every unknown word for ns; only `ms` is spelt alike everywhere.
             query = {"db": self._bucket, "precision": "n" if precision == "ns" else precision}
             return await self._http.ask("POST", "write", query, body, {**headers, **self._http.authorization("v1")})
+        if server.api == "v3":
+            unit = "nanosecond" if precision == "ns" else "millisecond"
+            query = {"db": self._bucket, "precision": unit, "accept_partial": "true"}
+            headers |= self._http.authorization("v3")
+            return await self._http.ask("POST", "api/v3/write_lp", query, body, headers)
         query = {"org": self._org, "bucket": self._bucket, "precision": precision}
         return await self._http.ask("POST", "api/v2/write", query, body, {**headers, **self._http.authorization("v2")})
 
@@ -278,13 +283,13 @@ class InfluxSink:
             api = "v1" if self._api == "v1" else "v2"
             return _Server(label="VictoriaMetrics", api=api, dialect=Dialect.VICTORIA)
         version = next(filter(None, map(version_of, answers[1:])), "")
-        major = version.partition(".")[0]
-        native = {"1": "v1", "2": "v2", "3": "v3"}.get(major, "v2")
+        native = {"1": "v1", "2": "v2", "3": "v3"}.get(version.partition(".")[0], "v2")
+        api = native if self._api == "auto" else self._api
         return _Server(
             label=f"InfluxDB {version}" if version else "A server that does not say its version",
-            api=native if self._api == "auto" else self._api,
+            api=api,
             dialect=Dialect.INFLUX3 if "v3" in (self._api, native) else Dialect.INFLUX,
-            stores_the_rest=major == "1",
+            stores_the_rest=version.startswith("1.") or api == "v3",
             certain=bool(version) or all(answer.status in _PLAIN_ANSWERS for answer in answers),
         )
 

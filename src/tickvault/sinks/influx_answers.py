@@ -45,7 +45,7 @@ _NEXT_STEP: Final = {
 # Words of 400 and 500 answers that blame a setting or a limit of the server, not the rows.
 _SETTING_WORDS: Final = re.compile(
     r"max-values-per-tag|max-series-per-database|retention policy not found|database is required"
-    r"|unsupported path|invalid precision"
+    r"|unsupported path|invalid precision|would exceed (?:number of|limit of)"
 )
 _ROW_WORDS: Final = re.compile(r"unable to parse|partial write|field type conflict")
 _TRANSPORT_WORDS: Final = re.compile(r"gzip|unexpected EOF")
@@ -53,6 +53,8 @@ _BEYOND_RETENTION: Final = re.compile(
     r"points beyond retention policy(?: dropped=(\d+))?|dropped (\d+) points outside retention policy"
 )
 _QUOTED_LINE: Final = re.compile(r"unable to parse '")
+_NUMBERED: Final = "partial write of line protocol occurred"
+_MAX_NUMBERED: Final = 100  # InfluxDB 3 tells of no more: from then on some are refused without a number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,10 +117,31 @@ def beyond_retention(answer: Answer) -> int | None:
 
 
 def named_rows(answer: Answer, part: Lines) -> Mapping[int, str]:
-    """Return the rows whose lines the answer quotes, with its words; nothing if any quotation cannot be traced."""
-    text = _message(answer.text)
+    """Return the rows whose lines the answer quotes or numbers, with its words; nothing if any cannot be traced."""
+    if answer.cut:
+        return {}
+    return _numbered(answer, part) or _quoted(_message(answer.text), part)
+
+
+def _numbered(answer: Answer, part: Lines) -> Mapping[int, str]:
+    """Read what `/api/v3/write_lp?accept_partial=true` says: numbers of lines, from 1."""
+    told = _json(answer.text)
+    found = told.get("data")
+    if told.get("error") != _NUMBERED or not isinstance(found, list) or not 0 < len(found) < _MAX_NUMBERED:
+        return {}
+    named: dict[int, str] = {}
+    for one in found:
+        number, why = (one.get("line_number"), one.get("error_message")) if isinstance(one, dict) else (None, None)
+        if type(number) is not int or not 1 <= number <= len(part) or not isinstance(why, str):
+            return {}
+        named[part.rows[number - 1].as_py()] = _plain(why)
+    return named
+
+
+def _quoted(text: str, part: Lines) -> Mapping[int, str]:
+    """Read what InfluxDB 1 says: the lines themselves."""
     starts = [found.end() for found in _QUOTED_LINE.finditer(text)]
-    if answer.cut or not starts:
+    if not starts:
         return {}
     rows: dict[str, list[int]] = {}
     for line, row in zip(part.text.to_pylist(), part.rows.to_pylist(), strict=True):
@@ -153,15 +176,22 @@ def _message(text: str) -> str:
 
 
 def _json_text(text: str, name: str) -> str:
+    found = _json(text).get(name)
+    return found if isinstance(found, str) else ""
+
+
+def _json(text: str) -> Mapping[str, object]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return ""
-    found = value.get(name) if isinstance(value, dict) else None
-    return found if isinstance(found, str) else ""
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def words(answer: Answer) -> str:
     """Return the answer's message in one bounded line."""
-    plain = " ".join(re.sub(r"[^\x20-\x7e\u00a0-\uffff]", " ", _message(answer.text)).split())
-    return plain[:_MAX_WORDS_CHARS] or "no words"
+    return _plain(_message(answer.text)) or "no words"
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\x20-\x7e\u00a0-\uffff]", " ", text).split())[:_MAX_WORDS_CHARS]
