@@ -33,7 +33,7 @@ from tickvault.brokers.upstox.renewal import next_session
 from tickvault.brokers.upstox.selector import Selector, Typed, session_date
 from tickvault.brokers.upstox.sockets import OfSocket, Sockets
 from tickvault.brokers.upstox.tokens import Tokens
-from tickvault.datafolder import DataFolder, recorded
+from tickvault.datafolder import DataFolder
 from tickvault.delivery import Delivery
 from tickvault.errors import JournalFull, Refused
 from tickvault.intake import Intake, Progress, commit, gap_notices
@@ -57,10 +57,10 @@ if TYPE_CHECKING:
     from tickvault.settings import InfluxSettings, NotifySettings, Settings
     from tickvault.state import Cursor
 
-__all__ = ["Outcome", "Recorder", "influx_sink", "rewind"]
+__all__ = ["MESSAGES", "Outcome", "Recorder", "influx_sink", "wanted_events"]
 
 _log: Final = structlog.get_logger(__name__)
-_MESSAGES: Final = {
+MESSAGES: Final = {
     "influx": "Data feed has been successfully transferred to InfluxDB",
     "parquet": "Data feed has been successfully stored as Parquet",
 }
@@ -130,7 +130,7 @@ class Recorder:
             state, _ = State.open(
                 folder.state,
                 notify_interval_ns=int((self._settings.notify.interval_s if self._settings.notify else 0) * 1e9),
-                events=_wanted_events(self._settings.notify),
+                events=wanted_events(self._settings.notify),
             )
             stack.callback(state.close)
             journal = await asyncio.to_thread(Journal.open, folder.journal, state, wall_ns=self._wall_ns)
@@ -300,7 +300,7 @@ class Recorder:
                     journal_fact=stage.in_journal,
                     wall_ns=self._wall_ns,
                     rng=self._rng,
-                    message=_MESSAGES.get(name, f"Data feed has been successfully transferred to {name}"),
+                    message=MESSAGES.get(name, f"Data feed has been successfully transferred to {name}"),
                 )
             )
         return deliveries
@@ -446,38 +446,7 @@ def influx_sink(settings: InfluxSettings) -> InfluxSink:
     )
 
 
-def rewind(settings: Settings, sink: str, to_seq: Callable[[DataFolder], int]) -> Cursor:
-    """Set a sink's cursor back; the command, run while no recorder does.
-
-    Args:
-        settings: which folder.
-        sink: its name.
-        to_seq: finds the seq to go back to in the folder.
-
-    Raises:
-        Refused: a recorder runs, the sink is unknown, or the journal no longer holds it.
-    """
-    with DataFolder(recorded(settings.data_dir)) as folder:
-        state, _ = State.open(folder.state)
-        try:
-            known = [cursor.sink for cursor in state.cursors()]
-            if sink not in known and sink != "parquet":
-                raise Refused(
-                    f"no sink {sink!r} has delivered from {settings.data_dir}; known: {', '.join(known) or 'none'}"
-                )
-            journal = Journal.open(folder.journal, state, purpose="rewind")
-            try:
-                store = ParquetStore(folder.parquet, journal.recorder_id) if sink == "parquet" else None
-                cursor = Cursors(journal, state, folder.journal).rewind(sink, to_seq(folder), store)
-                journal.append([Fact("stop", {"reason": "rewound"})])
-                return cursor
-            finally:
-                journal.close()
-        finally:
-            state.close()
-
-
-def _wanted_events(notify: NotifySettings | None) -> frozenset[str] | None:
+def wanted_events(notify: NotifySettings | None) -> frozenset[str] | None:
     """Return the kinds of events that the outbox keeps (state.State.open)."""
     if notify is None:
         return frozenset()

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tickvault import pipeline, render, snapshots, survey
+from tickvault import offline, render, snapshots, survey
 from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, settings_of, show_help
 from tickvault.datafolder import holder, recorded
 from tickvault.errors import ConfigurationError, Refused, TickvaultError
@@ -101,7 +101,7 @@ def rewind(
         )
     view = read_view(recorded(settings.data_dir) / "state.db")
     before = {one.sink: one.seq for one in view.cursors} if view else {}
-    cursor = pipeline.rewind(
+    cursor = offline.rewind(
         settings,
         sink,
         lambda folder: survey.last_seq_before(folder.journal, at_ns) if at_ns is not None else to_seq or 0,
