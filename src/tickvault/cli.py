@@ -17,7 +17,7 @@ import typer
 import typer.core
 
 from tickvault import __version__, hidden, render, snapshots
-from tickvault.commands import instruments, journal, recording, token
+from tickvault.commands import dead_letters, instruments, journal, recording, token
 from tickvault.commands.day import day
 from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, configure_logs, resolve, settings_of
 from tickvault.datafolder import holder, recorded
@@ -113,6 +113,7 @@ app.command()(day)
 app.command()(token.login)
 app.command()(token.probe)
 app.add_typer(journal.app, name="journal")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(instruments.app, name="instruments")
 app.add_typer(token.app, name="token")
 

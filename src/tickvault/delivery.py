@@ -7,23 +7,22 @@ A batch that is refused is bisected to its rows; refused rows become dead letter
 from __future__ import annotations
 
 import asyncio
-import json
 import traceback
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-import pyarrow.compute as pc
 import structlog
 
 from tickvault import survey
 from tickvault.backoff import backoff
 from tickvault.collecting import Collector
-from tickvault.errors import BatchRejected, BatchTooLarge, JournalFull, SinkMisconfigured, SinkUnavailable
+from tickvault.errors import JournalFull, SinkMisconfigured, SinkUnavailable
 from tickvault.journal import Fact
-from tickvault.model import Batch, Rejected
+from tickvault.letters import merged
 from tickvault.reading import JournalReader
+from tickvault.sending import send, stored
 from tickvault.state import Notice
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
     from tickvault.intake import Progress
     from tickvault.ledger import Ledger
-    from tickvault.model import Sink
+    from tickvault.model import Batch, Sink
     from tickvault.state import Cursor, State
 
 __all__ = ["Delivery", "Patience"]
@@ -76,19 +75,20 @@ class _Refusals:
     rows: int = 0
     refused: int = 0
 
-    def note(self, rows: int, refused: int) -> None:
+    def room_for(self, rows: int) -> int:
+        """Count rows about to be sent; return how many of them may be refused."""
         if self.rows >= _REFUSALS_OF:
             self.rows, self.refused = self.rows // 2, self.refused // 2
         self.rows += rows
-        self.refused += refused
-
-    def too_many(self, batch_rows: int, batch_refused: int) -> bool:
-        whole = batch_refused == batch_rows and batch_rows >= _WHOLE_BATCH
-        return whole or self.refused * 100 > max(self.rows, _REFUSALS_OF) * _REFUSALS_PERCENT
+        return max(self.rows, _REFUSALS_OF) * _REFUSALS_PERCENT // 100 - self.refused
 
 
 class Delivery:
-    """Delivers the journal to one sink."""
+    """Delivers the journal to one sink.
+
+    Attributes:
+        writing: held while the sink writes; whoever else writes to it holds it meanwhile.
+    """
 
     def __init__(
         self,
@@ -108,6 +108,7 @@ class Delivery:
         self.name = sink.name
         self.rows: dict[str, int] = {}
         self.frames = 0
+        self.writing = asyncio.Lock()
         self._sink = sink
         self._cursor = cursor
         self._folder = folder
@@ -154,11 +155,17 @@ class Delivery:
     async def _deliver(self, batch: Batch) -> None:
         """Write one batch and move the cursor behind it."""
         await self._in_state(self._state.attempt, self.name, batch.hi)
-        refused = await self._store(batch) if batch.rows else []
-        self._refusals.note(batch.rows, len(refused))
-        if self._refusals.too_many(batch.rows, len(refused)):
+        room = self._refusals.room_for(batch.rows)
+        refused = await send(self._write, batch, at_most=room) if batch.rows else []
+        self._refusals.refused += len(refused)
+        if len(refused) > room or len(refused) == batch.rows >= _WHOLE_BATCH:
             raise _Parked(f"{len(refused)} of {batch.rows} rows refused: {refused[-1].reason}")
-        notices = [self._stored(batch, len(refused))] if batch.rows > len(refused) else []
+        notices = []
+        if taken := batch.rows - len(refused):
+            now_ns = self._wall_ns()
+            notices.append(
+                stored(batch, taken, self._cursor, high_water_seq=batch.hi, message=self._message, now_ns=now_ns)
+            )
         if self._condition != "running":
             notices.append(self._told("sink.recovered", "delivering again"))
             _log.info("sink.recovered", sink=self.name, seq=batch.hi)
@@ -171,7 +178,7 @@ class Delivery:
             generation=self._cursor.generation,
             head_seq=self._progress.last_seq,
             settled_seq=settled_seq,
-            dead_letters=[*batch.rejected, *refused],
+            dead_letters=[*batch.rejected, *merged(refused)],
             notices=notices,
             now_ns=self._wall_ns(),
         )
@@ -182,35 +189,14 @@ class Delivery:
         for name, table in batch.tables.items():
             self.rows[name] = self.rows.get(name, 0) + table.num_rows
 
-    async def _store(self, batch: Batch) -> list[Rejected]:
-        """Write a batch in as many pieces as it takes; return the rows that the store refuses."""
-        refused: list[Rejected] = []
-        pending = [batch]
-        while pending:
-            part = pending.pop()
-            try:
-                await self._write(part)
-            except BatchRejected as exc:
-                if exc.rejected is not None:
-                    refused += [_dead_row(part, row, words) for row, words in exc.rejected.items()]
-                elif part.rows == 1:
-                    refused.append(_dead_row(part, 0, str(exc)))
-                else:
-                    pending += _halves(part)
-            except BatchTooLarge as exc:
-                if part.rows == 1:
-                    refused.append(_dead_row(part, 0, str(exc)))
-                else:
-                    pending += _halves(part)
-        return refused
-
     async def _write(self, batch: Batch) -> None:
         """Write until the store has answered: accepted, too large or refused."""
         pauses = backoff(self._rng, first_s=self._patience.first_s, cap_s=self._patience.longest_s)
         failed = False
         while True:
             try:
-                await self._sink.write(batch)
+                async with self.writing:
+                    await self._sink.write(batch)
             except SinkUnavailable as exc:
                 failed = True
                 await self._say("retrying", exc)
@@ -285,21 +271,6 @@ class Delivery:
 
     # -- events
 
-    def _stored(self, batch: Batch, refused: int) -> Notice:
-        tables = [batch.tables[name] for name in ("ticks", "market_status")]
-        ends = [pc.min_max(table.column("time").cast("int64")).as_py() for table in tables if table.num_rows]
-        now_ns = self._wall_ns()
-        return Notice(
-            event="data.stored",
-            sink=self.name,
-            high_water_seq=batch.hi,
-            rows=batch.rows - refused,
-            from_ns=min(end["min"] for end in ends) * 1000 if ends else now_ns,
-            to_ns=max(end["max"] for end in ends) * 1000 if ends else now_ns,
-            message=self._message,
-            generation=self._cursor.generation,
-        )
-
     def _told(self, event: str, detail: str) -> Notice:
         now_ns = self._wall_ns()
         return Notice(
@@ -318,18 +289,3 @@ def _where(exc: BaseException) -> str:
     """Return the innermost place of an unexpected exception, for the bug report."""
     frames = traceback.extract_tb(exc.__traceback__)
     return f" ({frames[-1].name}, {PurePath(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-
-
-def _halves(batch: Batch) -> list[Batch]:
-    """Return the two halves of a batch, the first one last: it is taken next."""
-    middle = batch.rows // 2
-    return [batch.slice(middle, batch.rows), batch.slice(0, middle)]
-
-
-def _dead_row(batch: Batch, index: int, words: str) -> Rejected:
-    table, row = batch.row(index)
-    seq = row.get("seq", row.get("valid_from_seq", batch.hi))
-    assert isinstance(seq, int)
-    key = row.get("instrument_key") or row.get("segment") or row.get("scope") or ""
-    body = json.dumps(row, default=str, separators=(",", ":")).encode()
-    return Rejected(seq=seq, table=table, instrument_key=str(key), reason=words, body=body)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -31,6 +31,7 @@ __all__ = [
     "Rejected",
     "Sink",
     "Subscription",
+    "TakesAgain",
     "segment_of",
 ]
 
@@ -363,6 +364,21 @@ class Sink(Protocol):
 
     async def aclose(self) -> None:
         """Release connections and files."""
+
+
+@runtime_checkable
+class TakesAgain(Protocol):
+    """What a sink can also do to which single rows may come again, out of order (dead letters).
+
+    For the implementer: called by the task that then writes the batch without the rows named, nothing between the two.
+    """
+
+    async def outdated(self, batch: Batch) -> Collection[int]:
+        """Return the indices of rows of which the store holds a newer version, which writing them would unsay.
+
+        Raises:
+            SinkUnavailable, SinkMisconfigured: see tickvault.errors.
+        """
 
 
 class Inbox(Protocol):

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
 
+from tickvault import deadletters
 from tickvault.datafolder import DataFolder, recorded
-from tickvault.errors import Refused
+from tickvault.errors import Refused, SinkMisconfigured, SinkUnavailable
 from tickvault.journal import Fact, Journal
+from tickvault.pipeline import MESSAGES, influx_sink, wanted_events
+from tickvault.redrive import Redrive
 from tickvault.rewind import Cursors
+from tickvault.sinks.influx import InfluxSink
 from tickvault.sinks.parquet import ParquetStore
 from tickvault.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tickvault.deadletters import Choice
     from tickvault.settings import Settings
     from tickvault.state import Cursor
 
-__all__ = ["rewind"]
+__all__ = ["TAKES_AGAIN", "redrive", "rewind"]
+
+TAKES_AGAIN: Final = InfluxSink.name  # the one built-in sink that single rows can be sent to again
 
 
 def rewind(settings: Settings, sink: str, to_seq: Callable[[DataFolder], int]) -> Cursor:
@@ -48,4 +57,40 @@ def rewind(settings: Settings, sink: str, to_seq: Callable[[DataFolder], int]) -
             finally:
                 journal.close()
         finally:
+            state.close()
+
+
+async def redrive(settings: Settings, choice: Choice) -> None:
+    """Send the dead letters of `influx` again; the command, run while no recorder does.
+
+    Args:
+        settings: which folder, and where the store is.
+        choice: which of its letters.
+
+    Raises:
+        Refused: a recorder runs, there is no store in the settings, or the store cannot take them now.
+    """
+    if settings.influx is None:
+        raise Refused("INFLUX_URL is not set, so nothing can be sent to influx again; set it as `tickvault run` has it")
+    with DataFolder(recorded(settings.data_dir)) as folder:
+        state, _ = State.open(folder.state, events=wanted_events(settings.notify))
+        sink = influx_sink(settings.influx)
+        try:
+            journal = state.journal()
+            if journal is None:
+                return
+            deadletters.ask(folder.state, choice)
+            await Redrive(
+                sink,
+                folder=folder.journal,
+                recorder_id=journal[0],
+                state=state,
+                writing=asyncio.Lock(),
+                message=MESSAGES[sink.name],
+                wall_ns=time.time_ns,
+            ).carry_out()
+        except (SinkUnavailable, SinkMisconfigured) as exc:
+            raise Refused(f"{exc}; the letters are kept, and the next `tickvault run` sends them again") from exc
+        finally:
+            await sink.aclose()
             state.close()

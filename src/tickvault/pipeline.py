@@ -39,7 +39,9 @@ from tickvault.errors import JournalFull, Refused
 from tickvault.intake import Intake, Progress, commit, gap_notices
 from tickvault.journal import Fact, Journal
 from tickvault.ledger import Sessions
+from tickvault.model import TakesAgain
 from tickvault.notify import Notifier
+from tickvault.redrive import Redrive
 from tickvault.rewind import Cursors
 from tickvault.room import Room
 from tickvault.sinks.influx import InfluxSink
@@ -102,6 +104,7 @@ class Recorder:
         self._token: TokenWatch | None = None
         self._intake: Intake | None = None
         self._deliveries: list[Delivery] = []
+        self._redrives: list[Redrive] = []
         self._until_close = False
 
     async def run(self, stopping: asyncio.Event, *, until_close: bool = False) -> Outcome:
@@ -164,6 +167,7 @@ class Recorder:
             telling: list[asyncio.Task[None]] = []
             if self._settings.notify is not None:
                 telling.append(group.create_task(self._notifier(stage, self._settings.notify).run(told), name="notify"))
+            redriving = [group.create_task(one.keep(self._rng), name=f"redrive:{one.name}") for one in self._redrives]
             failure = await self._take_in(stage, stopping)
             await stage.progress.end()
             loop = asyncio.get_running_loop()
@@ -173,7 +177,7 @@ class Recorder:
             told.set()
             if telling:  # what a receiver does not take in the time left stays in the outbox
                 await asyncio.wait(telling, timeout=max(0.5, deadline_s - loop.time()))
-            for task in (*deliveries, *telling):
+            for task in (*deliveries, *telling, *redriving):
                 task.cancel()
         if failure is not None:
             raise failure
@@ -289,20 +293,32 @@ class Recorder:
             sink, store = self._open_sink(name, stage)
             stack.push_async_callback(sink.aclose)
             cursor: Cursor = await asyncio.to_thread(cursors.open, name, store)
-            deliveries.append(
-                Delivery(
-                    sink,
-                    cursor,
-                    folder=stage.folder.journal,
-                    recorder_id=stage.journal.recorder_id,
-                    state=stage.state,
-                    progress=stage.progress,
-                    journal_fact=stage.in_journal,
-                    wall_ns=self._wall_ns,
-                    rng=self._rng,
-                    message=MESSAGES.get(name, f"Data feed has been successfully transferred to {name}"),
-                )
+            message = MESSAGES.get(name, f"Data feed has been successfully transferred to {name}")
+            delivery = Delivery(
+                sink,
+                cursor,
+                folder=stage.folder.journal,
+                recorder_id=stage.journal.recorder_id,
+                state=stage.state,
+                progress=stage.progress,
+                journal_fact=stage.in_journal,
+                wall_ns=self._wall_ns,
+                rng=self._rng,
+                message=message,
             )
+            deliveries.append(delivery)
+            if isinstance(sink, TakesAgain):
+                self._redrives.append(
+                    Redrive(
+                        sink,
+                        folder=stage.folder.journal,
+                        recorder_id=stage.journal.recorder_id,
+                        state=stage.state,
+                        writing=delivery.writing,
+                        message=message,
+                        wall_ns=self._wall_ns,
+                    )
+                )
         return deliveries
 
     def _open_sink(self, name: str, stage: _Stage) -> tuple[Sink, ParquetStore | None]:

@@ -4,6 +4,7 @@ Laws (docs/durability.md):
 * A cursor, the dead letters of its batch and the events that tell of it move in one transaction: the commit point of a
   delivery. `advance` changes nothing when the generation has moved on.
 * Before a batch is first sent, its end is committed as `attempted_seq`: a seq that left the process is never used again.
+* What a sink is sent again takes the place of the dead letters it had from there.
 * A full disk is JournalFull, another program that holds the file StateHeld, and nothing has changed.
 * journal_mode=TRUNCATE with synchronous=EXTRA: a committed transaction survives power loss. Losing the file costs
   delivering again, never data.
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Self
 
+from tickvault import deadletters
 from tickvault.errors import Refused, StateHeld
 from tickvault.model import Gap
 from tickvault.segments import full_disk_translated
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
+    from tickvault.deadletters import Letter
     from tickvault.model import Rejected
 
 __all__ = ["Cursor", "Notice", "Outgoing", "State", "View", "open_reader", "read_view"]
@@ -53,6 +56,13 @@ CREATE TABLE gaps (
 ) STRICT;
 -- When the receiver last took a sink's data.stored, so that the interval between two holds over restarts.
 CREATE TABLE notified (sink TEXT PRIMARY KEY, at_ns INTEGER NOT NULL) STRICT;
+"""
+# Came later, and is made in files that lack it.
+_ASKED: Final = """
+CREATE TABLE IF NOT EXISTS redrives (
+  sink TEXT NOT NULL, seq INTEGER NOT NULL, tbl TEXT NOT NULL, instrument_key TEXT NOT NULL,
+  PRIMARY KEY (sink, seq, tbl, instrument_key)
+) STRICT;
 """
 # SQLite takes the other columns from the row that min() found. The lanes are those of Outgoing.lane.
 _HEADS: Final = """
@@ -183,6 +193,8 @@ class State:
             fresh = True
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             path.chmod(0o600)
+        with full_disk_translated():
+            connection.executescript(_ASKED)
         return cls(connection, notify_interval_ns=notify_interval_ns, events=events), fresh
 
     def close(self) -> None:
@@ -295,6 +307,7 @@ class State:
             False, and nothing has changed, when the cursor is of another generation: reload it.
         """
         with self._transaction() as db:
+            deadletters.forget(db, sink, hi, generation)
             moved = db.execute(
                 "UPDATE cursors SET seq = ?, settled_seq = ?, state = 'running', detail = ''"
                 " WHERE sink = ? AND generation = ?",
@@ -303,13 +316,35 @@ class State:
             if not moved:
                 return False
             db.execute("UPDATE journal SET head_seq = max(head_seq, ?)", (head_seq,))
-            db.executemany(
-                "INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(sink, one.seq, one.table, one.instrument_key, one.reason, one.body, now_ns) for one in dead_letters],
-            )
+            deadletters.put(db, sink, dead_letters, now_ns)
             for notice in notices:
                 self._enqueue(db, notice, now_ns)
         return True
+
+    # -- dead letters
+
+    def asked(self, sink: str, limit: int) -> list[Letter]:
+        """Return the first letters of a sink that are to be sent again, by seq."""
+        with self._lock:
+            return deadletters.asked(self._db, sink, limit)
+
+    def redriven(
+        self,
+        sink: str,
+        sent: Sequence[Letter],
+        *,
+        refused: Sequence[Rejected],
+        notices: Sequence[Notice] = (),
+        now_ns: int,
+    ) -> None:
+        """Remove letters that were sent again, with what asked for them; what was refused again stays, in new words."""
+        with self._transaction() as db:
+            deadletters.remove(db, sent)
+            deadletters.put(db, sink, refused, now_ns)
+            for notice in notices:
+                self._enqueue(db, notice, now_ns)
+
+    # -- conditions and moves
 
     def set_condition(
         self, sink: str, state: str, detail: str, *, notices: Sequence[Notice] = (), now_ns: int = 0

@@ -38,10 +38,11 @@ from tickvault.sinks.influx_answers import (
     words,
 )
 from tickvault.sinks.influx_http import ConnectionLost, InfluxHttp
+from tickvault.sinks.influx_versions import Candle, candles, exported_seq, question, selector, stored_seqs
 from tickvault.sinks.lineprotocol import Dialect, Lines, chunks, encode_tickvault, encode_tradedatafeed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import aiohttp
 
@@ -57,6 +58,7 @@ _PLAIN_ANSWERS: Final = frozenset({200, 204, 400, 404, 405})
 # 0.1 s and no request fails, so it is asked when it started, often enough that what is taken for settled is.
 _VICTORIA_SETTLE_S: Final = 20.0
 _VICTORIA_ASK_S: Final = 5.0
+_CANDLES_A_QUESTION: Final = 20  # a question goes in the address, and servers bound its length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +167,50 @@ class InfluxSink:
                 refused.update(await self._deliver(server, part, "ms" if layout == "tradedatafeed" else "ns"))
         if refused:
             raise BatchRejected(next(iter(refused.values())), rejected=refused)
+
+    async def outdated(self, batch: Batch) -> Collection[int]:
+        """Return the candles of which the server holds a newer version (model.TakesAgain).
+
+        Raises:
+            SinkUnavailable, SinkMisconfigured: as write does; also when the credentials may not read.
+        """
+        wanted = list(candles(batch))
+        server = await self._identify()
+        if server.dialect is Dialect.INFLUX3:  # each version has a time of its own
+            return ()
+        newer: set[int] = set()
+        for start in range(0, len(wanted), _CANDLES_A_QUESTION):
+            some = wanted[start : start + _CANDLES_A_QUESTION]
+            found = await (self._exported(some) if server.dialect is Dialect.VICTORIA else self._selected(server, some))
+            newer |= {one.row for one, seq in zip(some, found, strict=True) if seq is not None and seq > one.seq}
+        return newer
+
+    async def _selected(self, server: _Server, wanted: Sequence[Candle]) -> Sequence[int | None]:
+        query = {"db": self._bucket, "epoch": "ns", "q": question(wanted, self._layouts)}
+        answer = await self._http.ask("POST", "query", query, b"", self._http.authorization(server.api))
+        if (found := stored_seqs(answer, len(wanted))) is not None:
+            return found
+        if len(wanted) > 1:  # of several statements it says "not executed", of one why
+            return [(await self._selected(server, [one]))[0] for one in wanted]
+        answer = self._http.blotted(answer)
+        if isinstance(error := self._judged(answer), SinkUnavailable):
+            raise error
+        raise SinkMisconfigured(
+            f"{self._http.shown}/query answered {answer.status}: {words(answer)}; a candle is sent again only when it can "
+            "be read which version is stored: grant the right to read the bucket"
+        )
+
+    async def _exported(self, wanted: Sequence[Candle]) -> Sequence[int | None]:
+        found = []
+        for one in wanted:
+            answer = await self._http.ask("GET", "api/v1/export", selector(one))
+            try:
+                found.append(exported_seq(answer))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise SinkUnavailable(
+                    f"{self._http.shown}/api/v1/export answered {answer.status}: {words(self._http.blotted(answer))}"
+                ) from None
+        return found
 
     async def check(self) -> str:
         """Return what answers at the URL, having asked for the right to write without writing.
