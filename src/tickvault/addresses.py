@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
     from ipaddress import IPv4Address
 
-__all__ = ["Endpoint", "bare_url", "check_endpoints", "checked_url", "is_loopback", "split_listen"]
+__all__ = [
+    "Endpoint",
+    "bare_url",
+    "check_endpoints",
+    "checked_url",
+    "goes_beyond",
+    "is_loopback",
+    "plain_hosts",
+    "plain_name",
+    "split_listen",
+]
 
 # RFC 1918, link-local (RFC 3927, 4291) and unique-local (RFC 4193). Narrower than `is_private` of ipaddress, which also
 # has documentation and benchmark ranges; carrier-grade NAT (100.64/10) is shared with strangers, so it stays out.
@@ -97,7 +107,7 @@ def split_listen(text: str) -> tuple[str, int]:
 
 def is_loopback(host: str) -> bool:
     """Tell whether a host, without asking a resolver, is this machine by name (`localhost`) or number."""
-    host = _plain(host)
+    host = plain_name(host)
     address = _literal(host)
     return address.is_loopback if address else host == "localhost" or host.endswith(".localhost")
 
@@ -115,7 +125,7 @@ def check_endpoints(
     Raises:
         ConfigurationError: at least one address would send data unprotected through a public network.
     """
-    permitted = {_plain(urlsplit(entry).hostname or "" if "://" in entry else entry) for entry in allowed}
+    permitted = _permitted(allowed)
     refused: list[str] = []
     seen: dict[str, list[str]] = {}
     for endpoint in endpoints:
@@ -130,6 +140,29 @@ def check_endpoints(
     return tuple(f"{', '.join(seen[verdict])}: {text}" for verdict, text in _WARNINGS.items() if verdict in seen)
 
 
+def plain_hosts(endpoints: Iterable[Endpoint], *, allowed: Collection[str]) -> dict[str, str]:
+    """Return how far hosts that are spoken to without TLS may be, `loopback` or `private`; arguments as above."""
+    permitted, found = _permitted(allowed), dict[str, str]()
+    for endpoint in endpoints:
+        parts = urlsplit(endpoint.url)
+        host = plain_name(parts.hostname or "")
+        if parts.scheme.lower() in _TLS or (host in permitted and not endpoint.broker):
+            continue
+        # The broker's rule is the narrower one, for a host that is both.
+        found[host] = "loopback" if endpoint.broker or found.get(host) == "loopback" else "private"
+    return found
+
+
+def goes_beyond(address: str, reach: str) -> bool:
+    """Tell whether an address is further away than `loopback` or `private`."""
+    return _REACHES.index(_reach_of(address)) < _REACHES.index(reach)
+
+
+def _permitted(allowed: Collection[str]) -> set[str]:
+    return {plain_name(urlsplit(entry).hostname or "" if "://" in entry else entry) for entry in allowed}
+
+
+_REACHES: Final = ("public", "private", "loopback")
 _WARNINGS: Final = {
     "private": "no TLS, so credentials and data can be read by whoever shares this private network",
     "unresolved": "no TLS, and the host does not resolve at present, so it is taken for one of a private network",
@@ -145,7 +178,7 @@ _REFUSALS: Final = {
 def _verdict(endpoint: Endpoint, permitted: set[str], resolve: Callable[[str], Sequence[str]]) -> str:
     """Return `tls`, `loopback`, or a key of _WARNINGS or _REFUSALS."""
     parts = urlsplit(endpoint.url)
-    host = _plain(parts.hostname or "")
+    host = plain_name(parts.hostname or "")
     if parts.scheme.lower() in _TLS:
         return "tls"
     if not endpoint.broker and host in permitted:
@@ -162,7 +195,7 @@ def _reach(host: str, resolve: Callable[[str], Sequence[str]]) -> str:
     except OSError:
         texts = []
     reaches = {_reach_of(text) for text in texts}
-    return next((reach for reach in ("public", "private", "loopback") if reach in reaches), "unresolved")
+    return next((reach for reach in _REACHES if reach in reaches), "unresolved")
 
 
 def _reach_of(text: str) -> str:
@@ -175,7 +208,8 @@ def _reach_of(text: str) -> str:
     return "private" if any(address in network for network in _PRIVATE) else "public"
 
 
-def _plain(host: str) -> str:
+def plain_name(host: str) -> str:
+    """Return a host's name as names are compared."""
     return host.strip().strip("[]").rstrip(".").lower()
 
 

@@ -36,7 +36,8 @@ from tickvault.errors import ConfigurationError, FeedUnavailable, SinkUnavailabl
 from tickvault.health import ALARMS, FeedHealth
 from tickvault.journal import examine
 from tickvault.model import Mode
-from tickvault.settings import check_plaintext, require_recordable
+from tickvault.resolving import guarded
+from tickvault.settings import check_plaintext, plain_hosts, require_recordable
 from tickvault.sinks.influx import InfluxSink
 from tickvault.state import read_view
 
@@ -75,7 +76,9 @@ async def run_checks(
         wall_s: UTC wall clock in s.
     """
     dates = _Dates(wall_s)
-    async with aiohttp.ClientSession(trace_configs=[dates.trace()], cookie_jar=aiohttp.DummyCookieJar()) as session:
+    async with aiohttp.ClientSession(
+        connector=guarded(plain_hosts(settings)), trace_configs=[dates.trace()], cookie_jar=aiohttp.DummyCookieJar()
+    ) as session:
         one = _Checks(settings, session, dates, wall_s)
         rows = await _bounded("settings", one.settings)
         rows += [_warning(text) for text in settings.warnings]

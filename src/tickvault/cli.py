@@ -19,9 +19,10 @@ import typer.core
 from tickvault import __version__, hidden, render, snapshots
 from tickvault.commands import dead_letters, instruments, journal, recording, token
 from tickvault.commands.day import day
-from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, configure_logs, resolve, settings_of
+from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, configure_logs, settings_of
 from tickvault.datafolder import holder, recorded
 from tickvault.errors import TickvaultError, TokenRefused
+from tickvault.resolving import resolve
 
 __all__ = ["main"]
 

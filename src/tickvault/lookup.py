@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import aiohttp
 import structlog
 
-from tickvault import render
+from tickvault import render, resolving
+from tickvault.addresses import Endpoint, check_endpoints
 from tickvault.brokers.upstox.instruments import COPY, InstrumentList, read_copy
 from tickvault.brokers.upstox.planner import arithmetic, plan
 from tickvault.brokers.upstox.resolve import Listing, Resolution, needs_list, resolve
@@ -21,6 +22,7 @@ from tickvault.datafolder import holder
 from tickvault.errors import ConfigurationError, FeedUnavailable, Refused
 from tickvault.model import IST
 from tickvault.selections import parse_selections
+from tickvault.settings import plain_hosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -172,7 +174,10 @@ def _read(settings: Settings, use: Callable[[Iterator[Definition]], _T]) -> _T:
     if holder(folder) is None and _is_old(folder):  # a recorder keeps its copy fresh by itself
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            asyncio.run(_refresh(url, folder))
+            check_endpoints(
+                [Endpoint(name="UPSTOX_INSTRUMENTS_URL", url=url, broker=True)], allowed=(), resolve=resolving.resolve
+            )
+            asyncio.run(_refresh(settings, url, folder))
         except FeedUnavailable as exc:
             error = str(exc)
         except OSError as exc:
@@ -194,8 +199,8 @@ def _is_old(folder: Path) -> bool:
         return True
 
 
-async def _refresh(url: str, folder: Path) -> None:
-    async with aiohttp.ClientSession() as session:
+async def _refresh(settings: Settings, url: str, folder: Path) -> None:
+    async with aiohttp.ClientSession(connector=resolving.guarded(plain_hosts(settings))) as session:
         await InstrumentList(url=url, cache_dir=folder, session=session).refresh()
 
 

@@ -145,4 +145,6 @@ class Notifier:
         except TimeoutError:
             return f"the receiver did not answer within {_TIMEOUT.total:g} s", 0.0
         except (aiohttp.ClientError, OSError) as exc:
-            return f"{type(exc).__name__}: the receiver cannot be reached", 0.0
+            # Never str(exc): aiohttp puts the address into some of its texts.
+            why = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
+            return f"the receiver cannot be reached: {why}", 0.0

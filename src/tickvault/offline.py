@@ -6,13 +6,17 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
+import aiohttp
+
 from tickvault import deadletters
 from tickvault.datafolder import DataFolder, recorded
 from tickvault.errors import Refused, SinkMisconfigured, SinkUnavailable
 from tickvault.journal import Fact, Journal
 from tickvault.pipeline import MESSAGES, influx_sink, wanted_events
 from tickvault.redrive import Redrive
+from tickvault.resolving import guarded
 from tickvault.rewind import Cursors
+from tickvault.settings import plain_hosts
 from tickvault.sinks.influx import InfluxSink
 from tickvault.sinks.parquet import ParquetStore
 from tickvault.state import State
@@ -74,7 +78,8 @@ async def redrive(settings: Settings, choice: Choice) -> None:
         raise Refused("INFLUX_URL is not set, so nothing can be sent to influx again; set it as `tickvault run` has it")
     with DataFolder(recorded(settings.data_dir)) as folder:
         state, _ = State.open(folder.state, events=wanted_events(settings.notify))
-        sink = influx_sink(settings.influx)
+        web = aiohttp.ClientSession(connector=guarded(plain_hosts(settings)), cookie_jar=aiohttp.DummyCookieJar())
+        sink = influx_sink(settings.influx, web)
         try:
             journal = state.journal()
             if journal is None:
@@ -93,4 +98,5 @@ async def redrive(settings: Settings, choice: Choice) -> None:
             raise Refused(f"{exc}; the letters are kept, and the next `tickvault run` sends them again") from exc
         finally:
             await sink.aclose()
+            await web.close()
             state.close()

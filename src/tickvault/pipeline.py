@@ -42,8 +42,10 @@ from tickvault.ledger import Sessions
 from tickvault.model import TakesAgain
 from tickvault.notify import Notifier
 from tickvault.redrive import Redrive
+from tickvault.resolving import guarded
 from tickvault.rewind import Cursors
 from tickvault.room import Room
+from tickvault.settings import plain_hosts
 from tickvault.sinks.influx import InfluxSink
 from tickvault.sinks.parquet import ParquetSink, ParquetStore
 from tickvault.state import State
@@ -123,7 +125,8 @@ class Recorder:
         async with AsyncExitStack() as stack:
             folder = stack.enter_context(DataFolder(self._settings.data_dir))
             await self._serve_status(stack, folder)
-            session = await stack.enter_async_context(aiohttp.ClientSession())
+            connector = guarded(plain_hosts(self._settings))
+            session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
             self._intake = Intake(
                 max_frames=self._settings.queue_frames, max_bytes=self._settings.queue_bytes, wall_ns=self._wall_ns
             )
@@ -326,7 +329,7 @@ class Recorder:
             store = ParquetStore(stage.folder.parquet, stage.journal.recorder_id)
             return ParquetSink(store), store
         if name == "influx" and self._settings.influx is not None:
-            return influx_sink(self._settings.influx), None
+            return influx_sink(self._settings.influx, stage.session), None
         raise Refused(f"the sink {name!r} is not part of this version; remove it from TICKVAULT_SINKS")
 
     def _room(self, stage: _Stage) -> Room:
@@ -447,7 +450,7 @@ class _CalendarKeeper:
             await self.stage.intake.fact("calendar", body)
 
 
-def influx_sink(settings: InfluxSettings) -> InfluxSink:
+def influx_sink(settings: InfluxSettings, session: aiohttp.ClientSession | None = None) -> InfluxSink:
     """Return the sink that the settings describe."""
     return InfluxSink(
         url=settings.url,
@@ -459,6 +462,7 @@ def influx_sink(settings: InfluxSettings) -> InfluxSink:
         api=settings.api,
         layouts=settings.layouts,
         depth=settings.depth,
+        session=session,
     )
 
 

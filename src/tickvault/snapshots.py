@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import aiohttp
+
     from tickvault.brokers.upstox.accounts import KeyReport
     from tickvault.brokers.upstox.feed import Feed
     from tickvault.datafolder import Holder
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ask", "feed_health", "take", "with_feed"]
 
 _HTTP_TIMEOUT_S: Final = 2.0
+_MAX_STATUS_BYTES: Final = 4 * 1024 * 1024  # names of keys, statuses of segments: some 10 kB
 
 
 def take(data_dir: Path, *, uptime_s: float | None = None, feed: health.FeedHealth | None = None) -> health.Snapshot:
@@ -70,11 +74,25 @@ async def ask(who: Holder | None, token: str | None) -> dict[str, Any] | None:
             session.get(f"http://{address}/api/status", headers=headers) as answer,
         ):
             if answer.status == 200:
-                body: dict[str, Any] = await answer.json()
-                return body
-    except (aiohttp.ClientError, TimeoutError, ValueError):
+                told = json.loads(await _bounded(answer.content))
+                return told if isinstance(told, dict) else None
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RecursionError):
         pass
     return None
+
+
+async def _bounded(content: aiohttp.StreamReader) -> bytes:
+    """Return a whole body.
+
+    Raises:
+        ValueError: it is longer than any status.
+    """
+    body = bytearray()
+    async for piece in content.iter_any():
+        body += piece
+        if len(body) > _MAX_STATUS_BYTES:
+            raise ValueError("expected a status")
+    return bytes(body)
 
 
 def with_feed(one: health.Snapshot, told: Mapping[str, Any]) -> health.Snapshot:

@@ -121,3 +121,28 @@ async def test_a_taken_port_is_said_with_the_next_step(tmp_path: Path) -> None:
             await second.start()
     finally:
         await first.stop()
+
+
+async def test_it_reads_only_and_tells_browsers_to_keep_out(tmp_path: Path) -> None:
+    """No method but GET, with a token or without; answers and refusals forbid scripts, frames, storing and sniffing."""
+    for token in (None, "s3cret"):
+        server = StatusServer(lambda: snapshots.take(tmp_path), host="127.0.0.1", port=0, token=token)
+        url = f"http://{await server.start()}"
+        given = {"Authorization": "Bearer s3cret"} if token else {}
+        try:
+            async with aiohttp.ClientSession(headers=given) as session:
+                for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
+                    for path in ("/", "/api/status", "/metrics", "/healthz", "/readyz"):
+                        async with session.request(method, f"{url}{path}", data=b"x") as response:
+                            assert response.status == 405, (method, path)
+                for path, host in (("/", ""), ("/nowhere", ""), ("/", "evil.example")):
+                    async with session.get(f"{url}{path}", headers={"Host": host} if host else {}) as response:
+                        policy = response.headers["Content-Security-Policy"]
+                        assert "default-src 'none'" in policy
+                        assert "frame-ancestors 'none'" in policy
+                        assert response.headers["Cache-Control"] == "no-store"
+                        assert response.headers["X-Content-Type-Options"] == "nosniff"
+                        assert response.headers["Server"] == "tickvault"
+                        assert "Access-Control-Allow-Origin" not in response.headers
+        finally:
+            await server.stop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -21,7 +20,6 @@ __all__ = [
     "Duration",
     "EnvFile",
     "configure_logs",
-    "resolve",
     "settings_of",
     "show_help",
 ]
@@ -89,8 +87,3 @@ def _secrets_in_urls(settings: Settings) -> list[str]:
         # A webhook's address is often its own secret: https://hooks.example/services/T0/B0/XXXX.
         found += [unquote(part) for part in parts.path.split("/") if len(part) >= _LIKE_A_SECRET]
     return [value for value in found if value]
-
-
-def resolve(host: str) -> list[str]:
-    """Return the addresses of a host."""
-    return [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]

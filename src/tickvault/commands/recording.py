@@ -19,10 +19,11 @@ import typer
 from tickvault import logs, render
 from tickvault.brokers.upstox.token_files import stored_token
 from tickvault.commands import day
-from tickvault.commands.options import Config, DataDir, Duration, EnvFile, configure_logs, resolve, settings_of
+from tickvault.commands.options import Config, DataDir, Duration, EnvFile, configure_logs, settings_of
 from tickvault.datafolder import holder
 from tickvault.errors import Refused, TickvaultError
 from tickvault.pipeline import Outcome, Recorder
+from tickvault.resolving import resolve
 from tickvault.settings import check_plaintext, load_settings, require_recordable
 
 if TYPE_CHECKING:

@@ -30,6 +30,8 @@ from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, setting
 from tickvault.datafolder import holder
 from tickvault.errors import ConfigurationError, Refused
 from tickvault.model import IST
+from tickvault.resolving import guarded, resolve
+from tickvault.settings import check_plaintext, plain_hosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,7 +191,10 @@ def probe(
 async def _probe(
     settings: Settings, keys: tuple[str, ...], pace: probing.Pace, *, sockets: bool, expired_key: str | None
 ) -> probing.Sheet:
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+    for warning in await asyncio.to_thread(check_plaintext, settings, resolve):
+        _say(f"warning: {warning}")
+    connector = guarded(plain_hosts(settings))
+    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
         token = await Tokens.of(settings, session).token()
         return await probing.run_probe(
             UpstoxApi(settings.upstox.api_url, session),

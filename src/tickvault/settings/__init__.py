@@ -6,7 +6,7 @@ what follows from several settings at once (`loading`). SETTINGS (`table`) drive
 docs/reference/settings.md. A folder, since its parts say nothing without one another.
 """
 
-from tickvault.settings.demands import check_plaintext, require_recordable
+from tickvault.settings.demands import check_plaintext, plain_hosts, require_recordable
 from tickvault.settings.loading import load_settings
 from tickvault.settings.precedence import is_placeholder
 from tickvault.settings.table import SETTINGS, Setting
@@ -41,5 +41,6 @@ __all__ = [
     "is_placeholder",
     "load_settings",
     "parse_list",
+    "plain_hosts",
     "require_recordable",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tickvault.addresses import Endpoint, check_endpoints
+from tickvault import addresses
+from tickvault.addresses import Endpoint
 from tickvault.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from tickvault.settings.tree import Settings
 
-__all__ = ["check_plaintext", "require_recordable"]
+__all__ = ["check_plaintext", "plain_hosts", "require_recordable"]
 
 
 _SINKS: Final = ("parquet", "influx")
@@ -59,6 +60,16 @@ def check_plaintext(settings: Settings, resolve: Callable[[str], Sequence[str]])
     Raises:
         ConfigurationError: an address would send data unprotected through a public network.
     """
+    return addresses.check_endpoints(_endpoints(settings), allowed=settings.allow_plaintext, resolve=resolve)
+
+
+def plain_hosts(settings: Settings) -> dict[str, str]:
+    """Return how far the hosts that are spoken to without TLS may be, whatever they resolve to later."""
+    return addresses.plain_hosts(_endpoints(settings), allowed=settings.allow_plaintext)
+
+
+def _endpoints(settings: Settings) -> list[Endpoint]:
+    """Return every address in use."""
     broker = [("UPSTOX_API_URL", settings.upstox.api_url), ("UPSTOX_INSTRUMENTS_URL", settings.upstox.instruments_url)]
     others = [
         ("UPSTOX_TOKEN_URL", settings.upstox.token_url),
@@ -67,8 +78,7 @@ def check_plaintext(settings: Settings, resolve: Callable[[str], Sequence[str]])
         ("TICKVAULT_NOTIFY_URL", settings.notify.url if settings.notify else None),
         *(("NATS_URL", url) for url in (settings.nats_url or "").split(",") if "nats" in settings.sinks),
     ]
-    endpoints = [
+    return [
         *(Endpoint(name=name, url=url, broker=True) for name, url in broker if url),
         *(Endpoint(name=name, url=url) for name, url in others if url),
     ]
-    return check_endpoints(endpoints, allowed=settings.allow_plaintext, resolve=resolve)

@@ -78,12 +78,14 @@ def read_env_file(path: Path, environ: Mapping[str, str], findings: Findings) ->
 def read_toml(path: Path, findings: Findings) -> Layer:
     """Return the layer of a TOML file; a table is a prefix (`[tickvault]` `mode` is TICKVAULT_MODE), a list its items."""
     try:
-        document = tomllib.loads(read_text(path, f"configuration file {str(path)!r}"))
+        document = list(_flattened(tomllib.loads(read_text(path, f"configuration file {str(path)!r}")), ""))
     except tomllib.TOMLDecodeError as exc:
         place = re.search(r"\(at .*\)$", str(exc))
         raise ConfigurationError(f"{str(path)!r} is not valid TOML {place[0] if place else ''}; correct it") from None
+    except RecursionError:
+        raise ConfigurationError(f"{str(path)!r} is nested without end; expected NAME = value") from None
     values: dict[str, str] = {}
-    for name, value in _flattened(document, ""):
+    for name, value in document:
         if name in values:
             findings.problems.append(f"{name} is there twice in {path}; keep one of them")
         elif isinstance(value, list) and all(isinstance(item, str) and "," not in item for item in value):

@@ -114,7 +114,7 @@ async def get(
         url: absolute URL.
         what: the server's name in messages; its URL may hold a secret.
         headers: in addition to a User-Agent.
-        follow: go after redirects, never from https to http.
+        follow: go after redirects: never from https to http, nor to another host without TLS.
         timeout_s: bound of the whole exchange.
         max_bytes: bound of the (decompressed) body.
 
@@ -152,6 +152,9 @@ def _redirected(url: URL, target: str, what: str) -> URL:
         raise FeedUnavailable(f"{what} redirects to something that is no address") from exc
     if joined.scheme not in ("http", "https") or (url.scheme, joined.scheme) == ("https", "http"):
         raise FeedUnavailable(f"{what} redirects from {url.scheme} to {joined.scheme}; refused")
+    # The settings' rule on plain text was held for the host that they name, and for no other.
+    if joined.scheme == "http" and joined.host != url.host:
+        raise FeedUnavailable(f"{what} redirects to another host without TLS; refused: set its final address")
     return joined
 
 

@@ -38,7 +38,7 @@ FIRST_LIST_S: Final = 5.0  # of waiting for the list at start; then the copy ser
 
 # What has a fixed number of keys: too many of these are a mistake in the settings, and not the market's doing.
 _FIXED: Final = (Key, Symbol, ListFile)
-_MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+_MAX_FILE_CHARS: Final = 4 * 1024 * 1024  # the whole master list has some 3 million characters of keys
 _SHOWN: Final = 5
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -63,12 +63,16 @@ def read_files(selections: Iterable[Selection]) -> tuple[list[Selection], list[s
             continue
         try:
             with one.what.path.expanduser().open(encoding="utf-8-sig") as file:
-                text = file.read(_MAX_FILE_BYTES)
+                text = file.read(_MAX_FILE_CHARS + 1)
         except (OSError, UnicodeDecodeError, RuntimeError) as exc:
             why = getattr(exc, "strerror", None) or "expected text in UTF-8"
             raise ConfigurationError(
                 f"{one.text} cannot be read: {why}; expected a file with a selection a line"
             ) from exc
+        if len(text) > _MAX_FILE_CHARS:
+            raise ConfigurationError(
+                f"{one.text} has more than {_MAX_FILE_CHARS} characters; expected a file with a selection a line"
+            )
         for line in lines_of(text):
             try:
                 found.append(parse_selection(line, one.mode, typed=False))
