@@ -255,6 +255,18 @@ def test_close_that_nobody_told() -> None:
     assert not watch.expects(at_ns("10:00", 6))
 
 
+def test_an_index_has_closed_when_its_equities_have() -> None:
+    """Of indices nobody has seen a CLOSING_END; until their equities say it, the closing session is to come."""
+    watch = Watch(lambda: calendar(1))
+    hall = Hall(watch=watch, keys=("NSE_INDEX|Nifty 50",), now_ns=at_ns("15:45")).connect()
+    hall.status(NSE_INDEX="NORMAL_CLOSE", NSE_EQ="CLOSING_START")
+    assert watch.phases(hall.now_ns) == {"NSE_INDEX": Phase.QUIET}
+    hall.status(NSE_EQ="CLOSING_END")
+    assert watch.phases(hall.now_ns) == {"NSE_INDEX": Phase.CLOSED}
+    hall.status(NSE_INDEX="NORMAL_OPEN")
+    assert watch.phases(hall.now_ns) == {"NSE_INDEX": Phase.OPEN}
+
+
 def test_calendar_alone_decides_before_the_first_status() -> None:
     """Hours that are known."""
     hall = Hall(watch=Watch(lambda: calendar(1))).connect()

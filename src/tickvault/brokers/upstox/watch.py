@@ -277,7 +277,12 @@ class Watch:
         hours = calendar.hours(name, _date(now_ns))
         if hours is not None and said_ns is not None and said_ns < hours.close_ns <= now_ns - OVERDUE_NS:
             return Phase.CLOSED
-        return phase(name, self.statuses["segment"].get(name), calendar, now_ns, said_ns=said_ns)
+        said = self.statuses["segment"]
+        status = said.get(name)
+        # Whether indices are told of the end of the closing session nobody has measured; their equities are.
+        if status == "NORMAL_CLOSE" and said.get(name.replace("_INDEX", "_EQ")) == "CLOSING_END":
+            status = "CLOSING_END"
+        return phase(name, status, calendar, now_ns, said_ns=said_ns)
 
 
 def _date(at_ns: int) -> dt.date:
