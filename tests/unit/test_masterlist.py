@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from tickvault.brokers.upstox import instruments
-from tickvault.brokers.upstox.instruments import parse, scan
+from tickvault.brokers.upstox import masterlist
+from tickvault.brokers.upstox.masterlist import parse, scan
 from tickvault.brokers.upstox.resolve import Listing
 from tickvault.model import Definition, Mode
 from tickvault.selections import parse_selection
@@ -156,7 +156,7 @@ def test_rows_are_found_wherever_pieces_end(piece: int) -> None:
     """The size of the pieces read has no influence on the result."""
     rows = [*ROWS, {**EQUITY, "instrument_key": "NSE_EQ|₹", "name": "ünïcode ₹", "trading_symbol": '\\" ]}'}]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(instruments, "CHUNK_BYTES", piece)
+        patch.setattr(masterlist, "CHUNK_BYTES", piece)
         assert parse(gzip.compress(json.dumps(rows, ensure_ascii=False, indent=1).encode()), [*KEYS, "NSE_EQ|₹"]) == {
             **parse(packed(ROWS), KEYS),
             "NSE_EQ|₹": Definition(
@@ -179,8 +179,8 @@ def test_reading_ends_when_halted() -> None:
 
 def test_endless_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row without an end does not fill the memory."""
-    monkeypatch.setattr(instruments, "MAX_ROW_CHARS", 1000)
-    monkeypatch.setattr(instruments, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(masterlist, "MAX_ROW_CHARS", 1000)
+    monkeypatch.setattr(masterlist, "CHUNK_BYTES", 100)
     with pytest.raises(ValueError, match="array of objects"):
         parse(gzip.compress(b'[{"a":"' + b"x" * 5000), KEYS)
 
