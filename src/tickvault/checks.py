@@ -244,6 +244,8 @@ class _Checks:
                 defined = await listing.lookup(keys)
                 shown = bare_url(self._settings.upstox.instruments_url or "")
                 master = _master_row(shown, keys, defined, error=error, copied=copied)
+                if master.ok and selector.list_lost:
+                    master = Row(None, "master list", f"{master.found}; {selector.list_lost}")
         if url is None and not self._settings.selections:
             return [master]  # the settings' row says so
         return [row, master]

@@ -163,6 +163,7 @@ class FeedHealth:
         sockets: how many there are; `planned` how many keys they serve.
         refused: what does not fit the broker's limits, with the arithmetic; None when all does. `keys_refused`: how many.
         skipped: selections that come to nothing, and why; at most 20 of `skipped_count`.
+        list_lost: what the master list has lost, and is taken from the one before; None when it has not lost much.
     """
 
     state: str
@@ -185,6 +186,7 @@ class FeedHealth:
     keys_refused: int = 0
     skipped: list[str] = field(default_factory=list)
     skipped_count: int = 0
+    list_lost: str | None = None
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> FeedHealth:

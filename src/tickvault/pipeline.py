@@ -246,7 +246,9 @@ class Recorder:
         """Return what decides on what is recorded."""
         upstox, url, master = self._settings.upstox, self._settings.instruments_list_url, None
         if upstox.instruments_url is not None:
-            master = InstrumentList(url=upstox.instruments_url, cache_dir=folder.path, session=session)
+            master = InstrumentList(
+                url=upstox.instruments_url, cache_dir=folder.path, session=session, wall_ns=self._wall_ns
+            )
         tap = PriceTap(intake)
         selector = Selector(
             source=InstrumentsUrl(url, session, self._settings.mode) if url else Typed(self._settings.selections),
@@ -385,6 +387,7 @@ class Recorder:
             keys_refused=len(selector.plan.refused),
             skipped=list(selector.skipped[:_SHOWN_SKIPPED]),
             skipped_count=len(selector.skipped),
+            list_lost=selector.list_lost,
         )
 
     def _outcome(self, journalled: int, state: State, last_seq: int) -> Outcome:

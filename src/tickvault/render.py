@@ -108,7 +108,7 @@ def snapshot(one: Snapshot) -> None:
             pairs.append(("", feed.last_error))
         if feed.planned is not None:
             pairs.append(("plan", f"{feed.planned:,} keys on {feed.sockets} socket{'s' * (feed.sockets != 1)}"))
-        pairs += [("", words) for words in (feed.refused, *(feed.skipped or ())) if words]
+        pairs += [("", words) for words in (feed.refused, *(feed.skipped or ()), feed.list_lost) if words]
         pairs += [("keys", feed.keys.shown()), ("market", feed.market.shown())]
         if feed.token:
             pairs.append(("token", feed.token))

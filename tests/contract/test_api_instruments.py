@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from structlog.testing import capture_logs
 
-from tickvault.brokers.upstox.instruments import InstrumentList, definitions
+from tickvault.brokers.upstox.instruments import InstrumentList, definitions, read_copy
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
 from tickvault.errors import FeedUnavailable
 from tickvault.model import Definition, Mode
@@ -139,6 +139,48 @@ async def test_bad_download_leaves_the_copy(
         await master.refresh()
     assert "very-secret" not in str(caught.value)
     assert KEY in await master.lookup([KEY])
+
+
+def contracts(*numbers: int) -> bytes:
+    """Return a list of options that never expire."""
+    rows = [{"instrument_key": f"BSE_FO|{n}", "segment": "BSE_FO", "trading_symbol": f"S{n}"} for n in numbers]
+    return gzip.compress(json.dumps(rows).encode())
+
+
+async def test_a_list_that_has_lost_much_is_used_with_what_it_has_lost(
+    master: InstrumentList, server: ListServer, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """By key and as a whole, also by the next program without network, until a list has it all again."""
+    folder = tmp_path / "data"
+    for tag, (numbers, lost) in enumerate([(range(20), 0), (range(10), 10), (range(9), 11), (range(15), 5)]):
+        server.body, server.etag = contracts(*numbers), f'"{tag}"'
+        with capture_logs() as logs:
+            assert await master.refresh()
+        assert [one["rows"] for one in logs] == ([{"BSE_FO": lost}] if lost else [])
+        assert (await master.lookup(["BSE_FO|19"]))["BSE_FO|19"].symbol == "S19"
+        assert await master.read(lambda rows: len(list(rows))) == 20
+        assert read_copy(folder, lambda rows: len({row.instrument_key for row in rows})) == 20
+    another = InstrumentList(url=server.url, cache_dir=folder, session=session)
+    assert not await another.refresh()
+    assert another.lost == {"BSE_FO": 5}
+    server.body, server.etag = contracts(*range(20)), '"whole"'
+    with capture_logs() as logs:
+        await master.refresh()
+    assert [one["event"] for one in logs] == ["instruments.whole"]
+    assert master.lost == {}
+    assert sorted(path.name for path in folder.iterdir()) == ["instruments.json.gz", "instruments.json.gz.etag"]
+
+
+async def test_damaged_rows_that_were_kept_cost_a_download(
+    master: InstrumentList, server: ListServer, tmp_path: Path
+) -> None:
+    """Like a damaged copy."""
+    await master.refresh()
+    (tmp_path / "data" / "instruments.kept.json.gz").write_bytes(b"damaged")
+    assert await master.lookup(["NSE_EQ|NONE"]) == {}
+    assert await master.refresh()
+    assert KEY in await master.lookup([KEY])
+    assert not (tmp_path / "data" / "instruments.kept.json.gz").exists()
 
 
 async def test_damaged_copy_is_downloaded_again(master: InstrumentList, tmp_path: Path) -> None:

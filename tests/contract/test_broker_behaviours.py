@@ -255,6 +255,13 @@ def definitions_once(played: Played) -> None:
     assert sorted(keys_of(played, "defs")) == sorted(played.simulator.instrument_keys)
 
 
+def whole_again(played: Played) -> None:
+    """What was missing is told, with its segment, and that it is there again; definitions stay."""
+    definitions_once(played)
+    assert [one["rows"] for one in played.said("instruments.lost")] == [{"NSE_FO": 5}]
+    assert played.said("instruments.whole")
+
+
 def definitions_changed(played: Played) -> None:
     """Two keys have a second definition."""
     counts = Counter(keys_of(played, "defs"))
@@ -443,7 +450,7 @@ CASES = (
     # The lists
     Case(script="master-503", begin="start", drive=defined, alarms=frozenset({"instruments.unavailable"}),
          look=definitions_once),
-    Case(script="master-misses", drive=relisted(2), look=definitions_once),
+    Case(script="master-misses", drive=relisted(2), look=whole_again, alarms=frozenset({"instruments.lost"})),
     Case(script="master-no-etag", drive=listed_often, look=definitions_once),
     Case(script="master-weak-etag", drive=listed_often, look=definitions_once),
     Case(script="reused-exchange-token", drive=relisted(1), look=definitions_changed),

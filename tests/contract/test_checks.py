@@ -19,6 +19,7 @@ from tickvault import checks
 from tickvault.checks import Row, run_checks
 from tickvault.datafolder import DataFolder
 from tickvault.settings import load_settings
+from tickvault.simulator.script import Relist
 from tickvault.simulator.server import Simulator
 from tickvault.simulator.settings import SimulatorSettings
 
@@ -251,6 +252,25 @@ async def test_the_copy_of_the_master_list_serves(simulator: Simulator, tmp_path
     row = found(await rows_of(settings), "master list")
     assert not row.ok
     assert row.found.endswith("correct NSE_EQ|INE000000000")
+
+
+async def test_a_master_list_that_has_lost_many_rows(tmp_path: Path) -> None:
+    """A warning with the segment; the rows of the list before serve."""
+    async with Simulator(SimulatorSettings(instruments=40, updates_per_second=0.0)) as simulator:
+        folder = tmp_path / "data"
+        folder.mkdir()
+        settings = environ(simulator, tmp_path, TICKVAULT_DATA_DIR=str(folder))
+        assert found(await rows_of(settings), "master list").ok
+        simulator.play(Relist(at_s=0.0, drop=8))
+
+        async def row() -> Row:
+            return found(await rows_of(settings), "master list")
+
+        async with asyncio.timeout(30):
+            while (lost := await row()).ok:
+                pass
+    assert lost.ok is None
+    assert "rows that have not expired: 8 of NSE_FO; the list before has them" in lost.found
 
 
 async def test_too_many_keys(simulator: Simulator, tmp_path: Path) -> None:

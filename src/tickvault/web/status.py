@@ -238,6 +238,7 @@ def _render(snapshot: Snapshot) -> str:
         ("feed", f"{feed.state}, connection {feed.conn}, {feed.frames:,} frames" if feed else "no recorder runs"),
         *((("plan", f"{feed.planned:,} keys on {feed.sockets} socket{'s' * (feed.sockets != 1)}"),) if feed else ()),
         *(("not recorded", words) for words in ((feed.refused, *feed.skipped) if feed else ()) if words),
+        *((("master list", feed.list_lost),) if feed and feed.list_lost else ()),
         *((("keys", feed.keys.shown()), ("market", feed.market.shown())) if feed else ()),
         ("token", (feed.token if feed else None) or "none yet"),
         ("journal", f"{snapshot.frames:,} frames, last seq {snapshot.last_seq:,}, {snapshot.bytes / 1e6:,.1f} MB"),

@@ -12,13 +12,15 @@ import os
 import re
 import threading
 import time
+from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 from yarl import URL
 
 from tickvault.brokers.upstox.api import get
-from tickvault.brokers.upstox.masterlist import DamagedListError, parse, scan
+from tickvault.brokers.upstox.masterlist import DamagedListError, parse, rows, scan
+from tickvault.brokers.upstox.shortfall import by_segment, lost_rows
 from tickvault.durable import replace_file
 from tickvault.errors import FeedUnavailable
 
@@ -38,6 +40,7 @@ REFRESH_AFTER_S: Final = 1800.0  # the list changes about 06:00 IST and now and 
 RETRY_AFTER_S: Final = 300.0  # reconnects in a row must not each wait for a list that cannot be had
 
 COPY: Final = "instruments.json.gz"  # in the data folder
+KEPT: Final = "instruments.kept.json.gz"  # rows that it has lost (shortfall.py); only there while it has
 
 _T = TypeVar("_T")
 
@@ -47,7 +50,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 def read_copy(cache_dir: Path, use: Callable[[Iterator[Definition]], _T]) -> _T | None:
     """Return what `use` makes of the copy on disk; None when there is none, or it is damaged. Blocks."""
     try:
-        return use(scan((cache_dir / COPY).read_bytes()))
+        copy, kept = (cache_dir / COPY).read_bytes(), _read_kept(cache_dir)
+        return use(chain(scan(copy), scan(kept) if kept else ()))
     except FileNotFoundError:
         return None
     except (DamagedListError, UnicodeDecodeError, OSError) as exc:
@@ -63,6 +67,11 @@ class InstrumentList:
         cache_dir: the copy is `instruments.json.gz` in it, the server's ETag beside it.
         session: the program's HTTP session; not closed here.
         monotonic_s: monotonic clock in seconds.
+        wall_ns: UTC wall clock in ns.
+
+    Attributes:
+        lost: segment → rows that the list has lost and that are kept beside it; of segments that have lost much, and
+            known when it was compared.
 
     Guarantees:
         The copy is replaced in one step by one that was read to its end; a failed refresh leaves it.
@@ -75,7 +84,10 @@ class InstrumentList:
         cache_dir: Path,
         session: aiohttp.ClientSession,
         monotonic_s: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        self.lost: dict[str, int] = {}
+        self._wall_ns = wall_ns
         self._url = URL(url)
         self._path = cache_dir / COPY
         self._etag_path = cache_dir / f"{COPY}.etag"
@@ -114,14 +126,20 @@ class InstrumentList:
                 if answer.status not in (200, 304):
                     raise FeedUnavailable(f"the instrument list answers with HTTP {answer.status}")
                 if answer.status == 200:
-                    await asyncio.to_thread(
-                        _keep, answer.body, answer.headers.get("ETag", ""), self._path, self._etag_path
-                    )
+                    etag = answer.headers.get("ETag", "")
+                    await asyncio.to_thread(_keep, answer.body, etag, self._path.parent, self._wall_ns() / 1e6)
+                lost = await asyncio.to_thread(_count_kept, self._path.parent)
             except (DamagedListError, UnicodeDecodeError) as exc:
                 raise FeedUnavailable(f"the instrument list is not whole: {exc}") from exc
             except OSError as exc:
                 raise FeedUnavailable(f"the instrument list cannot be kept: {exc.strerror}") from exc
             self._refreshed_s = self._monotonic_s()
+            if lost != self.lost:
+                self.lost = lost
+                if lost:
+                    log.warning("instruments.lost", rows=lost)
+                else:
+                    log.info("instruments.whole")
             return answer.status == 200
 
     async def version(self) -> object:
@@ -164,6 +182,8 @@ class InstrumentList:
             missing = [key for key in keys if key not in known]
             if missing:
                 found = parse(file.read(), missing, halted=halted)
+                if kept := _read_kept(self._path.parent):
+                    found |= parse(kept, [key for key in missing if key not in found], halted=halted)
                 known |= {key: found.get(key) for key in missing}
         if not halted():
             self._stamp, self._known = stamp, {key: known[key] for key in keys}
@@ -216,10 +236,35 @@ def _read_etag(path: Path, etag_path: Path) -> str | None:
     return etag if re.fullmatch(r"[!-~]{1,256}", etag) else None
 
 
-def _keep(body: bytes, etag: str, path: Path, etag_path: Path) -> None:
+def _read_kept(folder: Path) -> bytes:
+    try:
+        return (folder / KEPT).read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _count_kept(folder: Path) -> dict[str, int]:
+    kept = _read_kept(folder)
+    return by_segment(rows(kept)) if kept else {}
+
+
+def _keep(body: bytes, etag: str, folder: Path, now_ms: float) -> None:
     # A server may undo the compression on the way (Content-Encoding: gzip), or have the list uncompressed.
     gz = body if body.startswith(b"\x1f\x8b") else gzip.compress(body, compresslevel=3)
-    parse(gz, ())
+    listed = {row.get("instrument_key") for row in rows(gz) if isinstance(row, dict)}
+    lost = _lost(folder, listed, now_ms)
+    if lost is None:
+        (folder / KEPT).unlink(missing_ok=True)
+    else:
+        replace_file(folder / KEPT, lost)
     # The list first: an old ETag beside a new list costs a download, a new one beside an old list would keep it for ever.
-    replace_file(path, gz)
-    replace_file(etag_path, etag.encode())
+    replace_file(folder / COPY, gz)
+    replace_file(folder / f"{COPY}.etag", etag.encode())
+
+
+def _lost(folder: Path, listed: set[object], now_ms: float) -> bytes | None:
+    try:
+        copy, kept = (folder / COPY).read_bytes(), _read_kept(folder)
+        return lost_rows(lambda: chain(rows(copy), rows(kept) if kept else ()), listed, now_ms)
+    except (OSError, DamagedListError, UnicodeDecodeError):
+        return None  # nothing to compare with

@@ -19,6 +19,7 @@ import structlog
 
 from tickvault.brokers.upstox.planner import EMPTY, arithmetic, plan
 from tickvault.brokers.upstox.resolve import Listing, Resolution, needs_list, resolve
+from tickvault.brokers.upstox.shortfall import in_words
 from tickvault.errors import ConfigurationError, FeedUnavailable
 from tickvault.model import IST, segment_of
 from tickvault.selections import Key, ListFile, Selection, Symbol, lines_of, parse_selection
@@ -159,6 +160,11 @@ class Selector:
     def refused(self) -> str | None:
         """What does not fit, with the arithmetic."""
         return arithmetic(self.plan, plus=self._plus) if self.plan.refused else None
+
+    @property
+    def list_lost(self) -> str | None:
+        """What the master list has lost, in words."""
+        return in_words(self._master.lost) if self._master is not None and self._master.lost else None
 
     @property
     def planned(self) -> tuple[str, ...]:
