@@ -25,6 +25,7 @@ from tickvault.brokers.upstox.calendar import MarketCalendar
 from tickvault.brokers.upstox.callsfile import RememberedLimit
 from tickvault.brokers.upstox.closing import is_over
 from tickvault.brokers.upstox.definitions import Definitions
+from tickvault.brokers.upstox.evictions import Evictions
 from tickvault.brokers.upstox.feed import Feed
 from tickvault.brokers.upstox.instruments import InstrumentList
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
@@ -268,7 +269,7 @@ class Recorder:
         definitions = Definitions(stage.choice.master, lambda: selector.planned, stage.define)
         api = UpstoxApi(upstox.api_url, stage.session)
         rate = RememberedLimit(stage.folder.path / "authorize.json", wall_ns=self._wall_ns)
-        numbers = itertools.count(stage.journal.last_conn + 1)
+        numbers, evictions = itertools.count(stage.journal.last_conn + 1), Evictions()
 
         def open_feed(socket: int, subscriptions: Callable[[], Awaitable[tuple[Subscription, ...]]]) -> Feed:
             return Feed(
@@ -284,6 +285,7 @@ class Recorder:
                 socket=socket + 1,
                 untried=stage.journal.last_seq == 0,
                 rate=rate,
+                evictions=evictions,
                 calendar=lambda: market.calendar,
                 baseline=baseline,
             )

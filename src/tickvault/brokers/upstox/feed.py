@@ -22,6 +22,7 @@ from tickvault.brokers.upstox.api import BrokerUnavailable, Failure, UpstoxApi
 from tickvault.brokers.upstox.connection import Change, Connection, End, Patience, Tally
 from tickvault.brokers.upstox.dial import connect
 from tickvault.brokers.upstox.events import Due, Event, Failed, Plain
+from tickvault.brokers.upstox.evictions import Evictions
 from tickvault.brokers.upstox.phases import Calendar
 from tickvault.brokers.upstox.plan import RateLimit, chunks
 from tickvault.brokers.upstox.renewal import is_renewal_time
@@ -81,6 +82,7 @@ class Feed:
         socket: which of these feeds it is, from 1.
         untried: nothing has ever been recorded, so that a refusal at the very first attempt is a mistake in the settings.
         rate: bounds the authorize calls; shared when several feeds use one account.
+        evictions: tells when they close one another's connections; likewise shared.
         patience: how long to wait for what.
         calendar: when markets trade; asked often, an empty one leaves it to the broker's statuses.
         watching: what counts as silence and as a brown-out.
@@ -109,6 +111,7 @@ class Feed:
         socket: int = 1,
         untried: bool = True,
         rate: RateLimit | None = None,
+        evictions: Evictions | None = None,
         patience: Patience | None = None,
         calendar: Callable[[], Calendar] = Calendar,
         watching: WatchSettings | None = None,
@@ -133,6 +136,9 @@ class Feed:
         self._opened = 0
         self._open: Connection | None = None
         self._patience = patience or Patience()
+        self._socket = socket
+        self._evictions = evictions or Evictions()
+        self._away_until_s = 0.0  # so that others are served
         self._rate = rate or RateLimit()
         self._session = Session(rate=self._rate, random=self._random, patience=self._patience)
         self._watch = Watch(calendar, watching, baseline, socket)
@@ -236,7 +242,7 @@ class Feed:
         return Failed(outcome.retry_after_s or 0.0)
 
     async def _pause(self) -> Due | Plain:
-        rest_s = max(0.0, (self._session.timer_s or 0.0) - self._monotonic_s())
+        rest_s = max(0.0, max(self._session.timer_s or 0.0, self._away_until_s) - self._monotonic_s())
         if not self._wants_token:
             await asyncio.sleep(rest_s)
             return Due()
@@ -331,6 +337,7 @@ class Feed:
         self.reconnects, self._opened = self._opened, self._opened + 1
         self.conn, self._upcoming, self._open = connection.number, None, connection
         self._failed = None
+        self._evictions.opened(self._socket, self._monotonic_s())
         deflate = bool(connection.ws.compress)
         try:
             await self._inbox.fact("conn", {"conn": self.conn, "state": "open", "deflate": deflate})
@@ -347,9 +354,21 @@ class Feed:
             end = End(code=1000, reason="stopped")
         else:
             self.last_error = f"connection {self.conn} ended: {end.reason}, code {end.code} {end.detail}".rstrip()
+        self._judge_end(end)
         ending = {"code": end.code, "reason": end.reason, "detail": end.detail}
         (log.info if stopping.is_set() else log.warning)("feed.closed", conn=self.conn, **ending)
         await self._inbox.fact("conn", {"conn": self.conn, "state": "closed", **ending})
+
+    def _judge_end(self, end: End) -> None:
+        """Stay away for a while when connections of ours close one another, and this is one too many."""
+        now_s = self._monotonic_s()
+        rest_s = self._evictions.ended(self._socket, now_s, by_us=end.reason not in ("closed", "lost"))
+        if rest_s:
+            self._away_until_s = now_s + rest_s
+            self.last_error = (
+                f"the account serves fewer connections than are planned; next try in {rest_s / 60:.0f} min"
+            )
+            log.warning("feed.evicted", conn=self.conn, socket=self._socket, rest_s=rest_s)
 
     async def _renew(self, connection: Connection) -> None:
         """Before the session, leave a connection as soon as there is another token that the broker accepts."""
