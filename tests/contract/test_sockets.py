@@ -176,6 +176,36 @@ async def test_growth_opens_a_second_socket_and_a_morning_drops_what_left(
             await until(lambda: len(one.inbox.keys.get(2, ())) == 95, "the second socket")
 
 
+async def test_a_socket_whose_keys_have_left_is_closed(session: aiohttp.ClientSession, tmp_path: Path) -> None:
+    """Given back to the account, and nobody's outage; opened again when the plan needs it."""
+    async with Simulator(SimulatorSettings(instruments=2100, updates_per_second=50.0)) as simulator:
+        keys = simulator.instrument_keys
+        async with running(simulator, session, tmp_path, *keys) as one:
+
+            async def want(*wanted: str) -> None:
+                one.typed.selections = parse_selections(list(wanted), Mode.FULL)
+                one.now_ns += int(dt.timedelta(days=1).total_seconds()) * 10**9
+                await one.selector.review()
+                one.sockets.apply()
+
+            await until(lambda: len(one.inbox.keys.get(2, ())) == 100, "both serve")
+            await until(lambda: all(feed.state is FeedState.LIVE for feed in one.sockets.feeds), "both are live")
+            await want(*keys[:2000])
+            await until(lambda: one.inbox.of("unsub"), "its keys are given back")
+            assert len(one.sockets.feeds) == 2
+            one.sockets.apply()
+            await until(lambda: len(one.sockets.feeds) == 1, "it is closed")
+            assert [(body["socket"], body["reason"]) for body in one.inbox.of("conn", "closed")] == [(2, "stopped")]
+            frames = one.sockets.frames
+            assert frames > one.sockets.feeds[0].frames
+            one.sockets.apply()
+            assert len(one.sockets.feeds) == 1, "it stays closed"
+            await want(*keys)
+            await until(lambda: len(one.inbox.keys.get(3, ())) == 100, "it serves again")
+            assert one.sockets.frames > frames
+        assert [body["conn"] for body in one.inbox.of("conn", "open") if body.get("socket") == 2] == [2, 3]
+
+
 class Noted(RateLimit):
     """A rate limit that remembers its calls."""
 

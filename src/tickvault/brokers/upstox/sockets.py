@@ -1,11 +1,13 @@
-"""The planned sockets side by side: one feed each, opened when the plan asks for it, and never closed before the end."""
+"""The planned sockets side by side: one feed each, opened when the plan asks for it, closed when its keys have left."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tickvault.brokers.upstox.transitions import State
 from tickvault.errors import FeedUnavailable
 
 if TYPE_CHECKING:
@@ -36,6 +38,15 @@ class OfSocket:
         await self._inbox.fact(kind, {**body, **self._named})
 
 
+@dataclass(slots=True)
+class _Slot:
+    """A socket of the plan: its feed, what ends it, and what it was asked for."""
+
+    feed: Feed
+    stopping: asyncio.Event
+    served: dict[str, Subscription] = field(default_factory=dict)
+
+
 class Sockets:
     """Runs the feeds that the plan asks for.
 
@@ -44,7 +55,7 @@ class Sockets:
         open_feed: makes the feed of a socket (from 0), which asks for its subscriptions.
 
     Attributes:
-        feeds: by socket.
+        feeds: that run, in the order of their sockets; replaced, never changed.
     """
 
     def __init__(
@@ -55,7 +66,8 @@ class Sockets:
         self.feeds: list[Feed] = []
         self._selector = selector
         self._open_feed = open_feed
-        self._served: list[dict[str, Subscription]] = []
+        self._slots: dict[int, _Slot] = {}
+        self._left_frames = 0  # of feeds that were closed
         self._group: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
         self._failure: Exception | None = None
@@ -63,7 +75,7 @@ class Sockets:
     @property
     def frames(self) -> int:
         """Binary messages received, over all sockets."""
-        return sum(feed.frames for feed in self.feeds)
+        return self._left_frames + sum(feed.frames for feed in self.feeds)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Receive until `stopping` is set; then everything read is in the inbox, and all connections are closed.
@@ -78,23 +90,38 @@ class Sockets:
             await self._stopping.wait()
             keeper.cancel()
             ender.cancel()
+            for slot in self._slots.values():
+                slot.stopping.set()
         if self._failure is not None:
             raise self._failure
 
     def apply(self) -> None:
-        """Open the sockets that the plan has besides, and tell open connections what has come and gone."""
-        assert self._group is not None
-        for socket in range(len(self.feeds), max(1, len(self._selector.plan.sockets))):
-            self._served.append({})
-            self.feeds.append(self._open_feed(socket, self._asked_by(socket)))
-            self._group.create_task(self._receive(self.feeds[socket]), name=f"feed:{socket + 1}")
-        for socket, (feed, planned) in enumerate(zip(self.feeds, self._selector.plan.sockets, strict=False)):
-            served = self._served[socket]
+        """Open the sockets that the plan has besides, tell open connections what has come and gone, close empty ones."""
+        sockets = self._selector.plan.sockets
+        for socket, planned in enumerate(sockets or ((),)):  # one at least, to ask for keys
+            slot = self._slots.get(socket)
+            if slot is None:
+                if planned or not any(sockets):
+                    self._open(socket)
+                continue
             wanted = {one.instrument_key: one for one in planned}
-            new = tuple(one for key, one in wanted.items() if served.get(key) != one)
-            gone = tuple(key for key, one in served.items() if wanted.get(key) != one)
-            if (new or gone) and feed.change(new, gone):
-                self._served[socket] = wanted
+            new = tuple(one for key, one in wanted.items() if slot.served.get(key) != one)
+            gone = tuple(key for key, one in slot.served.items() if wanted.get(key) != one)
+            if new or gone:
+                if not slot.stopping.is_set() and slot.feed.change(new, gone):
+                    slot.served = wanted
+            elif not planned and any(sockets) and slot.feed.state is State.LIVE:
+                slot.stopping.set()  # an account has few connections, and its owner may want this one
+
+    def _open(self, socket: int) -> None:
+        assert self._group is not None
+        slot = _Slot(self._open_feed(socket, self._asked_by(socket)), asyncio.Event())
+        self._slots[socket] = slot
+        self._list()
+        self._group.create_task(self._receive(socket, slot), name=f"feed:{socket + 1}")
+
+    def _list(self) -> None:
+        self.feeds = [slot.feed for _, slot in sorted(self._slots.items())]
 
     async def _end_when(self, stopping: asyncio.Event) -> None:
         await stopping.wait()
@@ -107,17 +134,21 @@ class Sockets:
             with contextlib.suppress(FeedUnavailable):  # the feed says so, at each attempt
                 await self._selector.review()
 
-    async def _receive(self, feed: Feed) -> None:
+    async def _receive(self, socket: int, slot: _Slot) -> None:
         try:
-            await feed.run(self._stopping)
+            await slot.feed.run(slot.stopping)
         except Exception as exc:  # noqa: BLE001 - whatever ends one socket, the others hand over what they have read
             self._failure = self._failure or exc
             self._stopping.set()
+        if not self._stopping.is_set():
+            self._left_frames += slot.feed.frames
+            del self._slots[socket]
+            self._list()
 
     def _asked_by(self, socket: int) -> Callable[[], Awaitable[tuple[Subscription, ...]]]:
         async def subscriptions() -> tuple[Subscription, ...]:
             found = await self._selector.subscriptions(socket)
-            self._served[socket] = {one.instrument_key: one for one in found}
+            self._slots[socket].served = {one.instrument_key: one for one in found}
             return found
 
         return subscriptions
