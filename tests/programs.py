@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 from servers import wait_until
 
+from tickvault import snapshots
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -136,6 +138,15 @@ def stats(data_dir: Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def peek(data_dir: Path) -> dict[str, Any]:
+    """Return what `stats` does, without a process for it: for conditions that are polled."""
+    if not (data_dir / "journal").is_dir():
+        return {"last_seq": 0, "sinks": {}}
+    one = snapshots.take(data_dir)
+    sinks = {name: {"cursor_seq": sink.cursor_seq, "state": sink.state} for name, sink in one.sinks.items()}
+    return {"last_seq": one.last_seq, "sinks": sinks}
 
 
 def globbed(data_dir: Path, table: str) -> list[dict[str, Any]]:
