@@ -110,6 +110,7 @@ def check(config: Config = None, env_file: EnvFile = Path(".env"), data_dir: Dat
 
 
 app.command()(journal.rewind)
+app.command()(dead_letters.resume)
 app.command()(day)
 app.command()(token.login)
 app.command()(token.probe)

@@ -1,7 +1,7 @@
 """The rows of `dead_letters`: what a sink refused, and what of it is to be sent again.
 
-`redrives` holds the letters that somebody has asked to have sent again. It is the one table that another program than
-the owner of the data folder writes, and it names letters and nothing else.
+`redrives` holds the letters that somebody has asked to have sent again. That, and that a parked sink is to be resumed,
+is all that another program than the owner of the data folder writes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tickvault.model import Rejected
 
-__all__ = ["Choice", "Letter", "ask", "asked", "forget", "put", "read", "remove", "waiting"]
+__all__ = ["Choice", "Letter", "ask", "asked", "forget", "put", "read", "remove", "resume", "waiting"]
 
 _COLUMNS: Final = "sink, seq, tbl, instrument_key, reason, body, at_ns"
 _CHOSEN: Final = (
@@ -129,8 +129,7 @@ def ask(path: Path, choice: Choice) -> int:
         Refused: the file cannot be written.
     """
     with _opened(path) as db:
-        db.execute("PRAGMA journal_mode = TRUNCATE")  # as its owner has it
-        db.execute("PRAGMA synchronous = EXTRA")
+        _durably(db)
         query = f"SELECT sink, seq, tbl, instrument_key FROM dead_letters WHERE {_CHOSEN}"  # noqa: S608 - our own
         return db.execute(f"INSERT OR REPLACE INTO redrives {query}", _named(choice)).rowcount
 
@@ -145,6 +144,24 @@ def waiting(path: Path, choice: Choice) -> int:
         db.execute("PRAGMA query_only = 1")
         query = f"SELECT count(*) FROM redrives WHERE {_CHOSEN}"  # noqa: S608 - our own
         return int(db.execute(query, _named(choice)).fetchone()[0])
+
+
+def resume(path: Path, sink: str) -> bool:
+    """Have a running recorder go on with a parked sink; False when it is not parked.
+
+    Raises:
+        Refused: the file cannot be written.
+    """
+    with _opened(path) as db:
+        _durably(db)
+        update = "UPDATE cursors SET state = 'running', detail = '' WHERE sink = ? AND state = 'parked'"
+        return bool(db.execute(update, (sink,)).rowcount)
+
+
+def _durably(db: sqlite3.Connection) -> None:
+    """Write as the owner of the file does."""
+    db.execute("PRAGMA journal_mode = TRUNCATE")
+    db.execute("PRAGMA synchronous = EXTRA")
 
 
 @contextmanager

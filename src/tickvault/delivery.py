@@ -7,6 +7,7 @@ A batch that is refused is bisected to its rows; refused rows become dead letter
 from __future__ import annotations
 
 import asyncio
+import sys
 import traceback
 from collections import deque
 from dataclasses import dataclass, replace
@@ -43,6 +44,7 @@ _R = TypeVar("_R")
 _log: Final = structlog.get_logger(__name__)
 _REFUSALS_OF: Final = 10_000  # rows looked back on
 _REFUSALS_PERCENT: Final = 1  # more of them refused: a wrong mapping, not bad rows
+_LOOK_S: Final = 1.0  # how often it is looked whether a parked sink was resumed
 _WHOLE_BATCH: Final = 10  # rows from which "every row refused" is no accident
 
 
@@ -121,11 +123,16 @@ class Delivery:
         self._message = message
         self._patience = patience
         self._refusals = _Refusals()
-        self._condition = "running"
+        self._condition = "parked" if cursor.state == "parked" else "running"  # what nobody was told the end of
         self._settling: deque[tuple[float, int]] = deque()
 
+    @property
+    def parked(self) -> bool:
+        """Whether the sink did what no sink may do."""
+        return self._condition == "parked"
+
     async def run(self) -> None:
-        """Deliver until intake has ended and the journal is read to its end, or the sink is parked."""
+        """Deliver until intake has ended and the journal is read to its end; a parked sink waits to be resumed."""
         while True:
             reader = JournalReader(self._folder, self._cursor.seq)
             try:
@@ -135,6 +142,8 @@ class Delivery:
                 continue
             except Exception as exc:  # noqa: BLE001 - a sink's bug must not reach intake or the other sinks
                 await self._park(exc)
+                if await self._resumed():
+                    continue
             finally:
                 reader.close()
             return
@@ -234,9 +243,23 @@ class Delivery:
         _log.error("sink.parked", sink=self.name, error=detail, seq=self._cursor.seq)
         _log.debug("sink.parked_at", sink=self.name, exc_info=exc)
         notice = self._told("sink.parked", f"{detail}; the data waits in the journal")
-        await self._in_state(
-            self._state.set_condition, self.name, "parked", detail, notices=[notice], now_ns=self._wall_ns()
-        )
+        try:
+            await self._in_state(
+                self._state.set_condition, self.name, "parked", detail, notices=[notice], now_ns=self._wall_ns()
+            )
+        except Exception as failure:  # noqa: BLE001 - what parks it may be the state; intake is to find out by itself
+            _log.error("sink.parked_unsaid", sink=self.name, error=f"{type(failure).__name__}: {failure}")
+
+    async def _resumed(self) -> bool:
+        """Wait until somebody resumes the parked sink; False when intake ends before."""
+        while not self._progress.ended:
+            await self._progress.beyond(sys.maxsize, timeout_s=_LOOK_S)
+            cursor = await asyncio.to_thread(self._state.cursor, self.name)
+            if cursor is not None and cursor.state != "parked":
+                _log.info("sink.resumed", sink=self.name, seq=cursor.seq)
+                self._cursor, self._refusals = cursor, _Refusals()
+                return True
+        return False
 
     # -- stores that acknowledge before they are durable
 

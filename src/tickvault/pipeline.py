@@ -400,7 +400,7 @@ class Recorder:
             stored={one.name: one.frames for one in self._deliveries},
             rows={one.name: dict(one.rows) for one in self._deliveries},
             remaining={one.sink: last_seq - one.seq for one in cursors if one.seq < last_seq},
-            parked=[one.sink for one in cursors if one.state == "parked"],
+            parked=[one.name for one in self._deliveries if one.parked],
         )
 
 

@@ -142,6 +142,9 @@ class Redrive:
                 if not told:
                     _log.warning("redrive.waits", sink=self._sink.name, error=str(exc))
                 told, pause_s = True, max(next(pauses), getattr(exc, "retry_after_s", None) or 0.0)
+            except Exception as exc:  # noqa: BLE001 - nothing recorded is to suffer for what was refused
+                _log.error("redrive.failed", sink=self._sink.name, error=f"{type(exc).__name__}: {exc}")
+                pause_s = _LONGEST_S
             else:
                 pauses, told = backoff(rng, first_s=_LOOK_S, cap_s=_LONGEST_S), False
                 if done.letters or done.refused:
@@ -163,10 +166,11 @@ class Redrive:
 
     async def _send(self, parcel: _Parcel, done: Resent) -> None:
         batch = parcel.batch(self._recorder_id).only(self._sink.tables)
+        outdated: Collection[int] = ()
         async with self._writing:
-            outdated = await self._again.outdated(batch) if batch.rows else ()
-            fresh = _without(batch, outdated)
             try:
+                outdated = await self._again.outdated(batch) if batch.rows else ()
+                fresh = _without(batch, outdated)
                 refused = await send(self._sink.write, fresh) if fresh.rows else []
             except (SinkUnavailable, SinkMisconfigured):
                 raise

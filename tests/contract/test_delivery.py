@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
+import sqlite3
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import pytest
 from delivering import Bench, singly, until
 from doubles import AT_MS, AT_NS, Vault, received
 
+from tickvault import deadletters
 from tickvault.batching import to_batch
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.collecting import Collector
@@ -192,6 +194,42 @@ async def test_a_bug_parks_one_sink_and_the_others_go_on(bench: Bench) -> None:
     again = FlakySink(name="broken")
     await bench.deliver(again)
     assert (again.seqs(), bench.cursor(again).state) == ([1, 2, 3], "running")
+
+
+async def test_a_parked_sink_goes_on_when_it_is_resumed(bench: Bench) -> None:
+    """While the recorder runs, behind its cursor; the end of it is told, after a restart too."""
+    bench.append(3)
+    sink = FlakySink([None, ZeroDivisionError("oops")], policy=singly())
+    delivery = bench.delivery(sink, ended=False)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        group.create_task(delivery.run())
+        await until(lambda: delivery.parked)
+        await until(lambda: bench.cursor(sink).state == "parked")
+        assert await asyncio.to_thread(deadletters.resume, bench.path / "state.db", "flaky")
+        await until(lambda: len(sink.seqs()) == 3 and bench.cursor(sink).seq == 3)
+        assert not delivery.parked
+        await bench.progress.end()
+    assert sink.seqs() == [1, 2, 3]
+    assert not deadletters.resume(bench.path / "state.db", "flaky")
+    assert bench.told().count("sink.parked") == bench.told().count("sink.recovered") == 1
+    bench.append(1)
+    await bench.deliver(FlakySink([ZeroDivisionError("oops")]))
+    await bench.deliver(FlakySink())
+    assert bench.told().count("sink.parked") == bench.told().count("sink.recovered") == 2
+
+
+async def test_a_sink_that_cannot_even_be_marked_as_parked_ends_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What parks it may be the state itself; intake must not be ended by it, and the run's end tells of it."""
+    bench.append(1)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(bench.state, "set_condition", broken)
+    delivery = await bench.deliver(FlakySink([ZeroDivisionError("oops")]))
+    assert delivery.parked
 
 
 async def test_damage_in_the_journal_parks_and_serves_nothing_bad(bench: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import sqlite3
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -337,6 +338,35 @@ async def test_a_bug_at_sending_again_costs_no_letter_and_ends_nothing(bench: Be
     done = await redrive(bench, AgainSink([ZeroDivisionError("oops")], tables=("ticks",))).carry_out()
     assert (done.letters, done.refused) == (0, 2)
     assert {one.reason for one in letters(bench)} == {"ZeroDivisionError: oops; this is a bug in tickvault"}
+
+
+async def test_nothing_that_goes_wrong_at_it_ends_the_recorder(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug in what asks the store, or in the state: told, tried again later, and delivery goes on."""
+    bench.append(1)
+    await bench.deliver(AgainSink([refusing(lambda *_: True)], tables=("ticks",)))
+    ask(bench)
+    sink = AgainSink(tables=("ticks",))
+
+    async def oops(_: Batch) -> Collection[int]:
+        raise ZeroDivisionError("oops")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sink, "outdated", oops)
+        await redrive(bench, sink).carry_out()
+    assert [one.reason for one in letters(bench)] == ["ZeroDivisionError: oops; this is a bug in tickvault"]
+    ask(bench)
+    asked, failures = bench.state.asked, iter([True, False])
+
+    def broken(*args: Any) -> list[Letter]:
+        if next(failures, False):
+            raise sqlite3.OperationalError("disk I/O error")
+        return asked(*args)
+
+    monkeypatch.setattr(bench.state, "asked", broken)
+    monkeypatch.setattr("tickvault.redrive._LONGEST_S", 0.01)
+    keeper = asyncio.create_task(redrive(bench, sink).keep(Random(1)))
+    await until(lambda: not letters(bench))
+    keeper.cancel()
 
 
 async def test_a_sink_that_takes_no_single_rows_says_what_to_do(bench: Bench) -> None:

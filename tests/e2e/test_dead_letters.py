@@ -7,8 +7,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from programs import call, environ_for, globbed, recorder, simulator, stats
+from programs import call, environ_for, globbed, peek, recorder, simulator
 from servers import Server, get, influx_query, influxd, wait_until
+
+from tickvault import deadletters
+from tickvault.deadletters import Choice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,10 +38,10 @@ def test_what_a_store_refused_is_listed_and_stored_once_it_can_be(tmp_path: Path
         poison(influx)
         environ = environ_for(url, data, INFLUX_URL=influx.url, INFLUX_BUCKET="b")
         with recorder(tmp_path, environ) as recording:
-            wait_until(lambda: bool(data.exists() and listed(environ, tmp_path)), "statuses are refused", 30)
+            wait_until(lambda: bool(deadletters.read(data / "state.db", Choice())), "statuses are refused")
             assert simulated.stop() == 0
-            last_seq = stats(data)["last_seq"]
-            wait_until(lambda: stats(data)["sinks"]["influx"]["cursor_seq"] == last_seq, "all else is delivered")
+            last_seq = peek(data)["last_seq"]
+            wait_until(lambda: peek(data)["sinks"]["influx"]["cursor_seq"] == last_seq, "all else is delivered")
             if not running:
                 assert recording.stop() == 0
             found = listed(environ, tmp_path)

@@ -17,13 +17,14 @@ from tickvault.datafolder import holder, recorded
 from tickvault.deadletters import Choice, Letter
 from tickvault.errors import ConfigurationError, Refused
 from tickvault.model import IST, TABLES
+from tickvault.state import read_view
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tickvault.settings import Settings
 
-__all__ = ["app"]
+__all__ = ["app", "resume"]
 
 _LOOK_S: Final = 0.2
 _TABLES: Final = (*TABLES, "frame")
@@ -109,6 +110,27 @@ def _elsewhere(letters: Sequence[Letter]) -> str:
         f"{len(letters):,} letters are of {', '.join(sinks)}, which takes no single rows: {commands}, while no recorder "
         "runs, delivers everything from the first of them on again, and what yields rows by then is no dead letter any more"
     )
+
+
+def resume(
+    sink: Annotated[str, typer.Option("--sink", help="Which sink.")],
+    data_dir: DataDir = None,
+    config: Config = None,
+    env_file: EnvFile = Path(".env"),
+) -> None:
+    """Let a running recorder go on with a parked sink."""
+    folder = recorded(settings_of(data_dir, config, env_file).data_dir)
+    view = read_view(folder / "state.db")
+    known = {one.sink: one for one in view.cursors} if view else {}
+    if sink not in known:
+        raise Refused(f"no sink {sink!r} has delivered from {folder}; known: {', '.join(known) or 'none'}")
+    if known[sink].state != "parked":
+        typer.echo(f"{sink} is not parked: it is {known[sink].state}")
+    elif holder(folder) is None:
+        typer.echo(f"no recorder runs; the next `tickvault run` goes on with {sink} by itself")
+    else:
+        deadletters.resume(folder / "state.db", sink)
+        typer.echo(f"{sink} is resumed behind seq {known[sink].seq}; `tickvault status` says how it gets on")
 
 
 def _sent_again(settings: Settings, path: Path, choice: Choice, wait_s: float) -> int:
