@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from tickvault.durable import make_folder
 from tickvault.errors import Refused
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class DataFolder:
 
     def __enter__(self) -> Self:
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.path)
             fstype = _fstype(self.path.resolve())
             if fstype.startswith(_NETWORK):
                 raise Refused(

@@ -1,17 +1,18 @@
-"""The two steps that make a file survive a power cut: what every writer of files here ends with."""
+"""What makes a file, and a folder, survive a power cut: what every writer of files here ends with."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["replace_file", "sync_folder"]
+__all__ = ["make_folder", "replace_file", "sync_folder"]
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Put a file in place, whole or not at all, 0600; its folder is made, 0700, if it is missing."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")  # 0600 from the start
     try:
         with os.fdopen(fd, "wb") as file:
@@ -22,6 +23,15 @@ def replace_file(path: Path, content: bytes) -> None:
     finally:
         Path(name).unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, 0700, and those above it, if they are missing; its name is durable then, whoever made it."""
+    missing = [one for one in path.parents if not one.is_dir()]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(PermissionError):  # one that others gave us, in a folder that we may not read
+        for one in (path, *missing):
+            sync_folder(one.parent)
 
 
 def sync_folder(path: Path) -> None:

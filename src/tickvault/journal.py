@@ -14,6 +14,7 @@ One thread at a time may call a Journal. Readers have connections of their own: 
 
 from __future__ import annotations
 
+import sqlite3
 import time
 import uuid
 from contextlib import closing, suppress
@@ -22,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from tickvault import prune, segments, survey, wal
+from tickvault.durable import make_folder
 from tickvault.errors import JournalDamaged, JournalFull, Refused
 from tickvault.ledger import Ledger
 from tickvault.model import Event
 from tickvault.segments import NewEvent, NewFrame
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tickvault.model import Definition, Gap
@@ -113,8 +114,9 @@ class Journal:
             JournalDamaged: a segment's log is damaged beyond a torn tail.
             Refused: another version, or another recorder, wrote it.
         """
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         _remove_orphans(folder)
+        _undo_births(folder)
         known = state.journal()
         if known is not None:
             prune.finish(folder, known[2])
@@ -381,3 +383,16 @@ def _remove_orphans(folder: Path) -> None:
         for path in folder.glob(f"*.db{suffix}"):
             if not path.with_name(path.name.removesuffix(suffix)).exists():
                 path.unlink()
+
+
+def _undo_births(folder: Path) -> None:
+    """Roll back what a power cut interrupted before a segment's log was there; nothing can be read beside it.
+
+    A new file is told by a rollback journal that it has a log; its removal is durable before anything is committed.
+    """
+    for path in folder.glob("*.db-journal"):
+        segment = path.with_name(path.name.removesuffix("-journal"))
+        if segment.exists():
+            with segments.damage_named(segment), closing(sqlite3.connect(segment)) as db:
+                db.execute("PRAGMA user_version")  # SQLite plays it back before it reads anything
+        path.unlink(missing_ok=True)

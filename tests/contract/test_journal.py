@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -406,6 +407,26 @@ def test_an_unborn_segment_is_made_anew_and_an_orphan_log_removed(home: Home) ->
     assert home.append(2) == 2
     assert home.seqs() == [1, 2]
     assert not list(home.folder.glob("*9.db-*"))
+
+
+def test_a_segment_whose_birth_a_power_cut_interrupted_is_made_anew(home: Home) -> None:
+    """The rollback journal that a new file is born with, come back from the dead, is played back and keeps nobody out."""
+    home.append(1)
+    home.close()
+    path = home.folder / f"{2:016}.db"
+    with closing(sqlite3.connect(home.path / "other.db", isolation_level=None)) as db:
+        db.execute("PRAGMA cache_size = 1")  # written to before the commit, the journal being synced
+        db.execute("BEGIN")
+        db.execute(
+            "CREATE TABLE a AS WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 9000) SELECT * FROM n"
+        )
+        for suffix in ("", "-journal"):
+            shutil.copy(home.path / f"other.db{suffix}", path.with_name(path.name + suffix))
+    assert path.stat().st_size
+    home.open()
+    assert not list(home.folder.glob("*-journal"))
+    assert home.append(2) == 2
+    assert [frame.seq for frame in frames_of(home.folder)] == [1, 2]
 
 
 def test_state_and_journal_of_two_recorders_are_refused(home: Home, tmp_path: Path) -> None:

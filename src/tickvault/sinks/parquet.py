@@ -119,7 +119,11 @@ class ParquetStore:
             self._disk.sync_folder(folder)
 
     def clean(self) -> None:
-        """Remove what never counted: unfinished and shadowed files."""
+        """Remove what never counted: unfinished and shadowed files. Folders that a crash left are durable then."""
+        for folder in (self.root, *self.root.glob("*/")):
+            if folder.is_dir():
+                self._disk.sync_folder(folder.parent)
+                self._disk.sync_folder(folder)
         for path in self.root.glob(f"*/date=*/{self.recorder_id}-*.tmp"):
             self._disk.unlink(path)
         files = self.files()
@@ -138,7 +142,7 @@ class ParquetStore:
         folder = self.root
         for part in ("", table, f"date={date.isoformat()}"):
             parent, folder = folder, folder / part if part else folder
-            if self._disk.make_folder(folder) and part:
+            if self._disk.make_folder(folder):
                 self._disk.sync_folder(parent)
         return folder
 
