@@ -10,7 +10,8 @@ import base64
 import datetime as dt
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
@@ -172,3 +173,78 @@ def _market(row: dict[str, Any], market: Any) -> None:
     if not (market.HasField("ltpc") and market.ltpc.HasField("iep")):
         row["iep"] = _number(market.iep) or None
     row["cas_eligible"] = market.casEligible
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a store holds of what was sent.
+
+    Attributes:
+        frames: of those sent, so many are there, whole.
+        holes: frames that are missing although a later one of their connection is there.
+        twice: frames that are there again.
+        strange: frames that were never sent so.
+        on_the_wire: frames missing at the ends of connections: on their way when one was cut.
+    """
+
+    frames: int
+    holes: int
+    twice: int
+    strange: int
+    on_the_wire: int
+
+
+def held(log: Path, ticks: Iterable[Mapping[str, Any]], statuses: Iterable[Mapping[str, Any]]) -> Held:
+    """Hold rows of `ticks` and `market_status`, as a store gives them, against everything that was sent.
+
+    A frame is what rows of one seq say; frames of a connection come in the order in which they were sent.
+    """
+    stored: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+    for row in ticks:
+        stored[row["seq"]].append(stored_tick(row))
+    for row in statuses:
+        stored[row["seq"]].append((row["scope"], row["segment"], row["status"]))
+    places: dict[tuple[Any, ...], list[tuple[int, int]]] = defaultdict(list)
+    lengths: list[int] = []
+    for payloads in connections(log):
+        for number, payload in enumerate(payloads):
+            rows = [canonical(row) for row in ticks_of(payload)]
+            places[_frame(rows + list(expected_statuses([payload]).elements()))].append((len(lengths), number))
+        lengths.append(len(payloads))
+    twice = strange = 0
+    found: dict[int, set[int]] = defaultdict(set)
+    for seq in sorted(stored):
+        if not (where := places.get(_frame(stored[seq]))):
+            strange += 1
+            continue
+        # Frames that say the same, such as two of a closed market, stand for one another.
+        conn, number = next((one for one in where if one[1] not in found[one[0]]), (-1, -1))
+        if conn < 0:
+            twice += 1
+        else:
+            found[conn].add(number)
+    holes = sum(max(numbers) + 1 - len(numbers) for numbers in found.values() if numbers)
+    frames = sum(map(len, found.values()))
+    return Held(frames, holes, twice, strange, on_the_wire=sum(lengths) - frames - holes)
+
+
+def connections(log: Path) -> list[list[bytes]]:
+    """Return the payloads that the simulator logged, connection by connection; a torn last line is not a frame."""
+    sent: dict[int, list[bytes]] = defaultdict(list)
+    for line in log.read_bytes().split(b"\n"):
+        try:
+            one = json.loads(line)
+            sent[one["conn"]].append(base64.b64decode(one["payload"]))
+        except (ValueError, KeyError):
+            continue
+    return list(sent.values())
+
+
+def as_point(row: Mapping[str, Any], depth: int) -> tuple[Any, ...]:
+    """Return a row of the Parquet table `ticks` as the fields of its point in InfluxDB, which can be compared."""
+    ltt = None if row["ltt"] is None else _ms(row["ltt"])
+    return tuple(sorted(influx_fields({**row, "ltt": ltt}, depth).items()))
+
+
+def _frame(rows: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple(sorted(rows, key=repr))

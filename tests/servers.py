@@ -34,6 +34,7 @@ BINARIES = {
     "victoria-metrics": "victoria-metrics/usr/bin/victoria-metrics",
     "nats-server": "nats-server/usr/sbin/nats-server",
     "prometheus": "prometheus/usr/bin/prometheus",
+    "strace": "strace/usr/bin/strace",
 }
 READY_WITHIN_S = 30.0
 
@@ -47,6 +48,13 @@ def require_server(name: str) -> Path:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def strace() -> tuple[str, ...]:
+    """Return the words that run strace; without it skip the test, or fail it where `CI=true`."""
+    binary = require_server("strace")
+    [library] = SERVERS_DIR.glob("libunwind8/usr/lib/*/libunwind.so.8")
+    return ("env", f"LD_LIBRARY_PATH={library.parent}", str(binary))
 
 
 def free_ports(count: int) -> list[int]:

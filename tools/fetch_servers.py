@@ -1,4 +1,4 @@
-"""Fetch the real servers that the contract tests run against, without root and without installing anything.
+"""Fetch the real servers that the tests run against, and strace, without root and without installing anything.
 
 Debian's own packages, checked by apt against the archive's signatures, are unpacked into `.servers/`, which git ignores.
 Nothing is started. Run it as often as you like: a server that is there is left alone.
@@ -10,6 +10,7 @@ that a green build always means that they ran.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ BINARIES: Final = {
     "victoria-metrics": "usr/bin/victoria-metrics",
     "nats-server": "usr/sbin/nats-server",
     "prometheus": "usr/bin/prometheus",
+    "strace": "usr/bin/strace",
+    "libunwind8": f"usr/lib/{platform.machine()}-linux-gnu/libunwind.so.8",  # what strace needs besides
 }
 
 # One stuck mirror must not hold up `make test` for ever; the largest package has 25 MB.
