@@ -7,7 +7,7 @@ DURATION ?=
 # Nothing of the caller's pip settings may weaken the hashes below.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: demo test hurried check folder bench format lock proto clean
+.PHONY: demo test hurried check folder bench proof format lock proto clean
 
 demo: $(VENV)/run.stamp  ## simulator → journal → Parquet, no credentials
 	$(BIN)/tickvault demo $(if $(DURATION),--duration $(DURATION))
@@ -31,6 +31,10 @@ folder: $(VENV)/dev.stamp  ## record the data folder of this version that the te
 
 bench: $(VENV)/dev.stamp  ## benchmarks
 	$(BIN)/python -m benchmarks
+
+proof: $(VENV)/dev.stamp  ## reliability at full size, some hours; writes docs/reliability.md
+	$(BIN)/python tools/fetch_servers.py
+	$(BIN)/python -m proof --write
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
