@@ -26,6 +26,7 @@ __all__ = [
     "is_loopback",
     "plain_hosts",
     "plain_name",
+    "reach_of_url",
     "split_listen",
 ]
 
@@ -156,6 +157,14 @@ def plain_hosts(endpoints: Iterable[Endpoint], *, allowed: Collection[str]) -> d
 def goes_beyond(address: str, reach: str) -> bool:
     """Tell whether an address is further away than `loopback` or `private`."""
     return _REACHES.index(_reach_of(address)) < _REACHES.index(reach)
+
+
+def reach_of_url(url: str) -> str:
+    """Return how far a URL's host is, without asking a resolver: loopback, private, public, or `named` by a name."""
+    host = plain_name(urlsplit(url).hostname or "")
+    if is_loopback(host):
+        return "loopback"
+    return "named" if _literal(host) is None else _reach_of(host)
 
 
 def _permitted(allowed: Collection[str]) -> set[str]:

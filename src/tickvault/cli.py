@@ -20,6 +20,7 @@ from tickvault import __version__, hidden, render, snapshots
 from tickvault.commands import dead_letters, instruments, journal, recording, token
 from tickvault.commands.day import day
 from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, configure_logs, settings_of
+from tickvault.commands.report import report
 from tickvault.datafolder import holder, recorded
 from tickvault.errors import TickvaultError, TokenRefused
 from tickvault.resolving import resolve
@@ -114,6 +115,7 @@ app.command()(dead_letters.resume)
 app.command()(day)
 app.command()(token.login)
 app.command()(token.probe)
+app.command()(report)
 app.add_typer(journal.app, name="journal")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(instruments.app, name="instruments")

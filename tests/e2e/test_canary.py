@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
+import tarfile
 import threading
+import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -67,6 +70,7 @@ class Careless:
         broker: `refuse` the token, or give a `uri` that then refuses the handshake.
         login: whether a code is exchanged for a token.
         influx, hook: statuses that they answer a POST with.
+        rows_first: quote a row of ticks, the last one seen, before the headers.
         seen: (path, what was quoted) of every request.
     """
 
@@ -74,6 +78,8 @@ class Careless:
         self.broker = "refuse"
         self.login = True
         self.influx = 204
+        self.rows_first = False
+        self.row = ""
         self.hook = 204
         self.seen: list[tuple[str, str]] = []
         self.url = ""
@@ -113,7 +119,11 @@ def careless() -> Iterator[Careless]:
 
         def respond(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-            quoted = f"{self.path} {dict(self.headers)} {body[:200].decode(errors='replace')}"
+            parts = [str(dict(self.headers)), body[:200].decode(errors="replace")]
+            if one.rows_first and (found := re.search(rb"tick,.{20,200}", body)):
+                one.row = found[0].decode()
+            parts[1] = one.row or parts[1]
+            quoted = " ".join([self.path, *(parts[::-1] if one.rows_first else parts)])
             status, answer = one.answer(self.command, self.path, quoted)
             data = b"" if status == 204 else json.dumps(answer).encode()
             self.send_response(status)
@@ -402,3 +412,73 @@ def test_a_bug_tells_no_secret(tmp_path: Path, level: str) -> None:
     assert ("unexpected KeyError" in said) == (level == "info")
     assert said.count("***") >= 20
     assert leaks(said) == []
+
+
+ACCOUNT = "7PBC6D"
+PARTS = ("README", "versions", "settings", "status", "gaps", "files", "forms", "log")
+
+
+def token_of_account() -> str:
+    """Return a JWT that names the account, as the broker's do."""
+    claims = {"sub": ACCOUNT, "email": "owner@example.com", "iat": time.time(), "exp": time.time() + 86400}
+    coded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in ({}, claims)]
+    return ".".join([*coded, "Canary-signature"])
+
+
+def bundle(path: Path) -> dict[str, str]:
+    """Return the files of a report: name without its ending → text."""
+    assert path.stat().st_mode & 0o077 == 0
+    found = {}
+    with tarfile.open(path) as archive:
+        for member in archive.getmembers():
+            file = archive.extractfile(member)
+            assert file is not None
+            assert member.name.startswith("tickvault-report/")
+            found[member.name.partition("/")[2].partition(".")[0]] = file.read().decode()
+    return found
+
+
+def test_a_report_has_no_secret_price_account_or_key(tmp_path: Path) -> None:
+    """A store quotes rows and headers, the broker's words are kept, and of all that nothing is in the archive."""
+    log, token = tmp_path / "run.log", token_of_account()
+    with simulator(tmp_path, "--instruments", "5", "--script", "garbage") as (broker, _), careless() as server:
+        server.influx, server.rows_first = 400, True
+        environ = secrets(
+            tmp_path, broker, server.url, UPSTOX_ACCESS_TOKEN=token, TICKVAULT_LOG_FILE=str(log), INFLUX_ORG=ACCOUNT
+        )
+        with recorder(tmp_path, environ) as running:
+            wait_until(lambda: log.exists() and "sink.parked" in log.read_text(), "a refused row is quoted")
+            with log.open("a") as file:
+                file.write(f"\x1b[31mafter all: {ACCOUNT} owner@example.com {token} 241.27 at {tmp_path}\x1b[0m\n")
+            made = [call("report", "--out", "live.tar.gz", environ=environ, folder=tmp_path)]
+            assert running.stop() == 1  # a parked sink
+        words = ["report", "--out", "later.tar.gz", "--no-check", "--log", "recorder.err"]
+        made.append(call(*words, environ=environ, folder=tmp_path))
+        again = call(*words, environ=environ, folder=tmp_path)
+        asked = "SELECT DISTINCT unnest(list_concat([ltp, cp, atp], bid_price, ask_price)) FROM ticks"
+        prices = set(call("query", asked, "--format", "csv", environ=environ, folder=tmp_path).stdout.split()[1:])
+    assert [one.returncode for one in made] == [0, 0], made[0].stderr + made[1].stderr
+    assert again.returncode == 1, "it overwrites nothing"
+    assert "--out" in again.stderr
+    live, later = bundle(tmp_path / "live.tar.gz"), bundle(tmp_path / "later.tar.gz")
+    assert set(live) == {*PARTS, "check"}
+    assert set(later) == set(PARTS)
+    assert not any("unavailable" in text for text in (*live.values(), *later.values()))
+    # What a developer needs is there.
+    assert json.loads(live["status"])["sinks"]["influx"]["state"] == "parked"
+    assert json.loads(live["status"])["feed"]["state"] == "live"
+    assert json.loads(live["forms"])["state.db"]["version"] >= 1
+    assert "parquet/ticks" in json.loads(later["forms"])
+    assert "sink.parked" in live["log"]
+    assert "sink.parked" in later["log"]
+    # Prices that the store quoted are in the log, and the account is in the token: the test would prove nothing else.
+    exact = {price for price in prices if re.fullmatch(r"\d{2,}\.\d+", price)}
+    raw = log.read_text()
+    assert any(price in raw for price in exact)
+    for text in (*live.values(), *later.values()):
+        assert leaks(text) == []
+        figures = set(re.findall(r"(?<![\d.])\d{2,}\.\d+(?![\d.])", text))
+        assert figures & exact == set()
+        for private in (ACCOUNT, "owner@", token.split(".")[1], "241.27", "NSE_EQ|", "INE", str(tmp_path), USER):
+            assert private not in text, private
+    assert leaks(*(one.stdout + one.stderr for one in (*made, again))) == []
