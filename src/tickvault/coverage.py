@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["COVERAGE_SQL", "register"]
 
-# A gap of the recorder concerns every instrument; one of a connection concerns those that it carries, and all of which
-# nothing says what carries them.
+# A gap of the recorder concerns every instrument; one of a connection, or of a segment on it, concerns those that it
+# carries, and all of which nothing says what carries them. A segment's subject names the connection unless it is the first.
 # An open gap lasts to the end of what is asked. Ticks count by when they were received, as gaps do.
-COVERAGE_SQL: Final = """
+COVERAGE_SQL: Final = r"""
 CREATE OR REPLACE MACRO coverage(wanted, since, until) AS TABLE
 WITH asked AS (
   SELECT wanted::VARCHAR AS instrument_key, since::TIMESTAMPTZ AS asked_from, until::TIMESTAMPTZ AS asked_to
@@ -25,18 +25,23 @@ WITH asked AS (
   SELECT count(t.seq) AS ticks, min(t.received_at) AS first_tick, max(t.received_at) AS last_tick
   FROM asked LEFT JOIN ticks t
     ON t.instrument_key = asked.instrument_key AND t.received_at >= asked_from AND t.received_at < asked_to
+), told AS (
+  SELECT *, coalesce(nullif(regexp_extract(subject, 'feed( \d+)?$'), ''), 'feed') AS connection,
+    trim(regexp_replace(subject, 'feed \d+$', '')) AS segment
+  FROM gaps
 ), missing AS (
   SELECT greatest(opened_at, asked_from) AS gap_from, least(coalesce(closed_at, asked_to), asked_to) AS gap_to,
     scope, subject, reason, planned, detail
-  FROM gaps, asked
+  FROM told, asked
   WHERE opened_at < asked_to AND coalesce(closed_at, asked_to) > asked_from
     AND (scope = 'recorder'
-      OR (scope = 'connection' AND coalesce((
-        SELECT bool_or(c.subject = gaps.subject) FROM journal_tail.carried c
-        WHERE c.instrument_key = asked.instrument_key
-          AND c.from_us <= epoch_us(opened_at) AND epoch_us(opened_at) < c.to_us), true))
-      OR (scope = 'segment' AND subject IN ('', split_part(asked.instrument_key, '|', 1)))
-      OR (scope = 'instrument' AND subject = asked.instrument_key))
+      OR (scope = 'instrument' AND subject = asked.instrument_key)
+      OR (scope IN ('connection', 'segment')
+        AND (scope = 'connection' OR segment IN ('', split_part(asked.instrument_key, '|', 1)))
+        AND coalesce((
+          SELECT bool_or(c.subject = told.connection) FROM journal_tail.carried c
+          WHERE c.instrument_key = asked.instrument_key
+            AND c.from_us <= epoch_us(opened_at) AND epoch_us(opened_at) < c.to_us), true)))
 )
 SELECT asked.instrument_key, seen.ticks, seen.first_tick, seen.last_tick, missing.gap_from, missing.gap_to,
   epoch(missing.gap_to) - epoch(missing.gap_from) AS gap_s,

@@ -236,11 +236,12 @@ def _count(db: duckdb.DuckDBPyConnection, table: str, seqs: tuple[int, int]) -> 
 
 
 def _recorded_part(events: Sequence[Event], span: _Span, last_ns: int, *, running: bool) -> _Span:
-    """Cut a day of unknown hours to what was recorded of it: from the first connection to the last commit."""
+    """Cut a day of unknown hours to what was recorded of it: from the first answer of the broker to the last commit."""
     of_day = [event for event in events if span.from_ns <= event.at_ns < span.to_ns]
-    opened = [one.at_ns for one in of_day if one.kind == "conn" and one.body.get("state") == "open"]
+    begun = [one.at_ns for one in of_day if one.kind == "watch" or one.body.get("state") == "live"]
+    asked = [one.at_ns for one in of_day if one.kind == "sub"]
     before = any(event.at_ns < span.from_ns for event in events)  # then it may have been open all the time
-    from_ns = span.from_ns if before else min(opened or [one.at_ns for one in of_day], default=span.from_ns)
+    from_ns = span.from_ns if before else min(begun or asked or [one.at_ns for one in of_day], default=span.from_ns)
     to_ns = span.to_ns if running else min(span.to_ns, max(last_ns, from_ns))
     return _Span(from_ns, to_ns, over=span.over)
 

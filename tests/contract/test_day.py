@@ -102,7 +102,8 @@ def test_what_is_missing_is_named(vault: Vault) -> None:
     subscribe(vault, KEY, OTHER, "NSE_EQ|C")
     trade(vault, 1.5, 20)
     vault.journal.append([fact("conn", 30, conn=1, state="closed", reason="lost", code=1006)])
-    vault.journal.append([fact("conn", 45, conn=2, state="open")])
+    again = fact("conn", 42, conn=2, state="open", keys=3), fact("sub", 43, conn=2, keys=[KEY, OTHER, "NSE_EQ|C"])
+    vault.journal.append([*again, fact("conn", 45, conn=2, state="live")])
     trade(vault, 50, 112, KEY, OTHER)
     vault.journal.append([fact("stop", 112)])
     one = look(vault)
@@ -327,11 +328,13 @@ def test_coverage_tells_the_gaps_of_two_sockets_apart(vault: Vault) -> None:
     """A gap of one concerns what that one carries, and what nobody knows of; the start concerns all."""
     on_two_sockets(vault, fact("unsub", 60, conn=1, keys=[KEY]))
     trade(vault, 10, 20, KEY, OTHER)
-    gaps = [("feed", 0, 1), ("feed", 30, 35), ("feed 2", 40, 45), ("feed 2", 70, 75)]
+    gaps = [("connection", "feed", 0, 1), ("connection", "feed", 30, 35), ("connection", "feed 2", 40, 45)]
+    gaps += [("segment", "NSE_EQ", 46, 47), ("segment", "NSE_EQ feed 2", 48, 49), ("segment", "NSE_FO feed 2", 50, 51)]
+    gaps += [("connection", "feed 2", 70, 75)]
     vault.state.put_gaps(
         [
             Gap(
-                scope="connection",
+                scope=scope,
                 subject=subject,
                 opened_ns=AT_NS + begin * S,
                 closed_ns=AT_NS + end * S,
@@ -339,9 +342,11 @@ def test_coverage_tells_the_gaps_of_two_sockets_apart(vault: Vault) -> None:
                 planned=False,
                 detail="",
             )
-            for subject, begin, end in gaps
+            for scope, subject, begin, end in gaps
         ]
     )
-    assert [row[5] for row in covered(vault, KEY)] == ["feed 0", "feed 30", "feed 2 70"]
-    assert [row[5] for row in covered(vault, OTHER)] == ["feed 2 40", "feed 2 70"]
-    assert [row[5] for row in covered(vault, "NSE_EQ|C")] == ["feed 0", "feed 30", "feed 2 40", "feed 2 70"]
+    first, second = ["feed 0", "feed 30", "NSE_EQ 46"], ["feed 2 40", "NSE_EQ feed 2 48"]
+    assert [row[5] for row in covered(vault, KEY)] == [*first, "feed 2 70"]
+    assert [row[5] for row in covered(vault, OTHER)] == [*second, "feed 2 70"]
+    unknown = ["feed 0", "feed 30", "feed 2 40", "NSE_EQ 46", "NSE_EQ feed 2 48", "feed 2 70"]
+    assert [row[5] for row in covered(vault, "NSE_EQ|C")] == unknown

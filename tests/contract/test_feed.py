@@ -249,8 +249,8 @@ async def test_connection_is_written_down_in_order(make_feed: MakeFeed, inbox: M
         assert (feed.conn, feed.frames, feed.reconnects, feed.last_error) == (1, 2, 0, None)
         assert feed.last_frame_s is not None
     assert feed.state is FeedState.STOPPED
-    assert inbox.facts("open") == [{"conn": 1, "state": "open", "deflate": True}]
-    assert [entry for entry in inbox.order() if entry != "frame"] == ["open", "defs", "sub", "closed"]
+    assert inbox.facts("open") == [{"conn": 1, "state": "open", "deflate": True, "keys": 1}]
+    assert [entry for entry in inbox.order() if entry != "frame"] == ["open", "defs", "sub", "live", "closed"]
     assert inbox.order().index("sub") < [e[-2] if e[0] == "frame" else "" for e in inbox.entries].index(SNAPSHOT)
     assert inbox.entries[-1][1] == {"conn": 1, "state": "closed", "code": 1000, "reason": "stopped", "detail": ""}
     assert [entry[1:] for entry in inbox.entries if entry[0] == "frame"] == [

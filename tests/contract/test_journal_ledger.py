@@ -89,12 +89,12 @@ def test_waiting_for_room_is_not_standing_still(vault: Watched, monkeypatch: pyt
 def test_a_clock_set_back_is_seen_by_the_heartbeat(vault: Watched) -> None:
     """A lost connection is missed in both of the hours that come twice."""
     vault.alive(1000)
-    vault.journal.append([conn(1000, "open"), conn(1000, "closed", reason="lost")])
+    vault.journal.append([conn(1000, "open"), conn(1000, "live"), conn(1000, "closed", reason="lost")])
     vault.alive(1001)
     assert [(second(one.opened_ns), second(one.closed_ns)) for one in vault.alive(500)] == [(1000, 1001), (500, None)]
     [step] = survey.events(vault.folder, ("clock_step",))
     assert (step.body["from_ns"], step.body["to_ns"]) == (AT_NS + 1001 * S, AT_NS + 500 * S)
-    (gap,) = vault.journal.append([conn(510, "open")]).gaps
+    (gap,) = vault.journal.append([conn(509, "open"), conn(510, "live")]).gaps
     assert (second(gap.opened_ns), second(gap.closed_ns)) == (500, 510)
 
 
@@ -122,7 +122,8 @@ def test_a_crash_ends_with_the_last_heartbeat(vault: Watched) -> None:
 
 def test_the_copy_in_the_state_is_brought_up_to_the_journal(vault: Watched) -> None:
     """Lost, it is there again, with the same events to be sent; what nothing will ever close is closed."""
-    vault.journal.append([conn(1, "open"), conn(5, "closed", reason="lost"), conn(6, "open")])
+    vault.journal.append([conn(0, "open"), conn(1, "live"), conn(5, "closed", reason="lost")])
+    vault.journal.append([conn(5, "open"), conn(6, "live")])
     vault.alive(7)
     vault.drop()
     vault.set(10)

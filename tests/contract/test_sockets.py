@@ -134,6 +134,9 @@ async def test_two_sockets_serve_what_one_cannot(session: aiohttp.ClientSession,
             await until(lambda: [len(inbox.keys.get(conn, ())) for conn in (1, 2)] == [2000, 100], "snapshots")
             assert inbox.keys[1] | inbox.keys[2] == set(simulator.instrument_keys)
             assert [body.get("socket", 1) for body in inbox.of("conn", "open")] == [1, 2]
+            first, second = inbox.of("conn", "wanted")
+            assert first == {"state": "wanted", "segments": ["NSE_EQ", "NSE_FO", "NSE_INDEX"]}
+            assert second == {"state": "wanted", "segments": ["NSE_FO"], "socket": 2}
             assert {(body["conn"], body.get("socket", 1)) for body in inbox.of("sub")} == {(1, 1), (2, 2)}
             await simulator.drop_connections()
             await until(lambda: len(inbox.of("conn", "open")) == 4, "both are back")

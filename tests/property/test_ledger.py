@@ -41,10 +41,10 @@ BODIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "conn": st.fixed_dictionaries(
         {
             "conn": st.integers(1, 4),
-            "state": st.sampled_from(("open", "closed", "failed", "carried")),
+            "state": st.sampled_from(("open", "live", "closed", "failed", "carried", "wanted")),
             "reason": st.sampled_from(("lost", "overrun", "stopped", "token_rejected", "unreachable")),
         },
-        optional={"socket": SOCKETS, "segments": st.lists(st.sampled_from(SEGMENTS))},
+        optional={"socket": SOCKETS, "segments": st.lists(st.sampled_from(SEGMENTS)), "keys": st.integers(0, 3)},
     ),
     "sub": ASKED,
     "unsub": ASKED,
@@ -175,18 +175,31 @@ def test_the_events_alone_give_the_gaps_that_were_told_as_they_came(events: list
 
 @given(histories(steps=False), st.integers(1, 3))
 def test_a_socket_is_recorded_or_missing(events: list[Event], socket: int) -> None:
-    """Whatever the others do: with a connection of its own it has no gap, without one it has, or its keys are served."""
+    """Whatever the others do: with a connection that serves it has no gap, while one says that it does not yet, it has.
+
+    Or the subscription is refused, which is another gap; or others serve its keys.
+    """
     ledger, subject = Ledger(), "feed" if socket == 1 else f"feed {socket}"
-    conn, running = None, False
+    conn, serves, tells, running, refused, lonely = None, False, False, False, False, True
     for event in events:
         ledger.apply(event)
-        body = event.body
+        body, ours = event.body, event.body.get("socket", 1) == socket
+        lonely &= event.kind not in {"sub", "unsub"} and body.get("state") != "carried"
         if event.kind in {"start", "stop"} and not body.get("purpose"):
-            conn, running = None, event.kind == "start"
-        elif running and body.get("socket", 1) == socket:
-            if event.kind in {"sub", "unsub"} or (event.kind == "conn" and body["state"] == "open"):
-                conn = body["conn"]
-            elif event.kind == "conn" and body["state"] == "closed" and body["conn"] == conn:
-                conn = None
-        if running and conn is not None:
-            assert subject not in {gap.subject for gap in ledger.open}
+            conn, running, serves, refused = None, event.kind == "start", False, False
+        elif running and ours and event.kind in {"sub", "unsub"}:
+            tells &= conn == body["conn"]
+            conn, serves = body["conn"], (serves and conn == body["conn"]) or not tells
+        elif running and ours and event.kind == "conn" and body["state"] == "open":
+            conn, serves, tells = body["conn"], False, "keys" in body
+        elif running and ours and event.kind == "conn" and body["state"] == "closed" and body["conn"] == conn:
+            conn, serves = None, False
+        elif running and ours and event.kind == "conn" and body["state"] == "live":
+            serves |= body["conn"] == conn
+        elif running and ours and event.kind == "watch" and body["state"] == "refused":
+            refused = True
+        found = subject in {gap.subject for gap in ledger.open if gap.scope == "connection"}
+        if running and conn is not None and serves:
+            assert not found
+        elif running and conn is not None and lonely and not refused:
+            assert found

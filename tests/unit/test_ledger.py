@@ -33,6 +33,11 @@ def opened(at_s: float, conn: int = 1, **more: object) -> Event:
     return beat("conn", at_s, seq=int(at_s), conn=conn, state="open", **more)
 
 
+def up(at_s: float, conn: int, *keys: str, **more: object) -> tuple[Event, Event]:
+    """Return a connection that opens and asks, at once; an earlier version said no more than that."""
+    return opened(at_s, conn, **more), sub(at_s, conn, *(keys or (FO if more else EQ,)), **more)
+
+
 def closed(at_s: float, conn: int = 1, reason: str = "lost", **more: object) -> Event:
     return beat("conn", at_s, seq=int(at_s), conn=conn, state="closed", reason=reason, **more)
 
@@ -53,7 +58,7 @@ def calendar(at_s: float, *windows: tuple[float, float], to_s: float = 10_000, s
 
 
 def gaps_of(*events: Event) -> list[tuple[str, str, str, float, float | None]]:
-    """Return (scope, subject, reason, opened, closed) in s of every gap as it was last told."""
+    """Return (scope, subject, reason, opened, closed) in s of every gap of some length, as it was last told."""
     ledger, gaps = Ledger(), dict[tuple[str, str, int], "Gap"]()
     for one in events:
         for gap in ledger.apply(one):
@@ -62,6 +67,7 @@ def gaps_of(*events: Event) -> list[tuple[str, str, str, float, float | None]]:
     return [
         (one.scope, one.subject, one.reason, one.opened_ns / S, None if one.closed_ns is None else one.closed_ns / S)
         for one in gaps.values()
+        if one.closed_ns != one.opened_ns
     ]
 
 
@@ -84,7 +90,7 @@ def told(*events: Event) -> list[tuple[str, str, int, int | None]]:
 
 def test_until_the_first_connection_nothing_is_recorded() -> None:
     """A start opens a gap that the connection closes."""
-    assert told(event("start", 10, last_ns=0), event("conn", 15, state="open")) == [
+    assert told(event("start", 10, last_ns=0), event("conn", 15, state="open"), event("sub", 15, keys=[EQ])) == [
         ("connection", "connecting", 10, 15)
     ]
 
@@ -94,8 +100,10 @@ def test_a_lost_connection_is_a_gap_until_the_next() -> None:
     events = [
         event("start", 10, last_ns=0),
         event("conn", 11, state="open"),
+        event("sub", 11, keys=[EQ]),
         event("conn", 20, state="closed", reason="eof", code=1006),
         event("conn", 25, state="open"),
+        event("sub", 25, keys=[EQ]),
         event("conn", 30, state="closed", reason="stopped"),
     ]
     assert told(*events)[1:] == [("connection", "eof (code 1006)", 20, 25)]
@@ -108,6 +116,7 @@ def test_a_stop_closes_what_is_open() -> None:
         event("stop", 20),
         event("start", 50, last_ns=20, clean=True),
         event("conn", 55, state="open"),
+        event("sub", 55, keys=[EQ]),
     ]
     assert told(*events) == [
         ("connection", "connecting", 10, 20),
@@ -121,6 +130,7 @@ def test_a_crash_closes_at_the_last_commit() -> None:
     events = [
         event("start", 10, last_ns=0),
         event("conn", 11, state="open"),
+        event("sub", 11, keys=[EQ]),
         event("conn", 20, state="closed", reason="eof"),
         event("start", 50, last_ns=30, clean=False),
     ]
@@ -136,6 +146,7 @@ def test_a_clock_set_back_makes_no_gap_of_negative_length() -> None:
     events = [
         event("start", 100, last_ns=0),
         event("conn", 90, state="open"),
+        event("sub", 90, keys=[EQ]),
         event("start", 40, last_ns=95, clean=False),
     ]
     assert all(closed is None or closed >= opened for _, _, opened, closed in told(*events))
@@ -146,6 +157,7 @@ def test_folding_in_parts_is_folding_at_once() -> None:
     events = [
         event("start", 10, last_ns=0),
         event("conn", 11, state="open"),
+        event("sub", 11, keys=[EQ]),
         event("conn", 20, state="closed", reason="x"),
     ]
     whole = Ledger(events)
@@ -164,7 +176,7 @@ def test_why_there_is_no_connection_is_the_reason() -> None:
         beat("conn", 21, seq=21, state="failed", reason="unreachable", detail="no route"),
         beat("conn", 25, seq=25, state="failed", reason="token_rejected", detail="401"),
         beat("conn", 27, seq=27, state="failed", reason="unreachable", detail="no route"),
-        opened(30, 2),
+        *up(30, 2),
     ]
     assert gaps_of(*events)[1:] == [
         ("connection", "feed", "disconnected", 20, 25),
@@ -173,9 +185,56 @@ def test_why_there_is_no_connection_is_the_reason() -> None:
     ]
 
 
+def live(at_s: float, conn: int, **more: object) -> Event:
+    return beat("conn", at_s, conn=conn, state="live", **more)
+
+
+def test_an_open_socket_is_no_recording() -> None:
+    """It is once the connection serves what it is for, whatever held it up: the list, a request, the broker."""
+    events = [*START, closed(20), opened(21, 2, keys=2), sub(24, 2, EQ), sub(25, 2, FO), live(26, 2)]
+    for told in range(3, 7):
+        assert gaps_of(*events[: 1 + told])[1:] == [("connection", "feed", "disconnected", 20, None)]
+    assert gaps_of(*events, live(27, 1))[1:] == [("connection", "feed", "disconnected", 20, 26)]
+    assert gaps_of(*events, closed(30, 2), opened(31, 3, keys=1), closed(33, 3), *up(35, 4))[2:] == [
+        ("connection", "feed", "disconnected", 30, 35)
+    ]
+
+
+def test_what_a_connection_asks_for_is_what_it_is_for() -> None:
+    """Not what the one before had: its instruments may have been given to another."""
+    fewer = [*START, sub(12, 1, FO), closed(20), opened(21, 2, keys=1), sub(22, 2, EQ), live(23, 2)]
+    assert Ledger(fewer).segments == {"NSE_EQ"}
+    assert gaps_of(*fewer)[1:] == [("connection", "feed", "disconnected", 20, 23)]
+
+
+def test_what_is_refused_is_no_matter_of_the_connection() -> None:
+    """One gap makes way for the other, and a new connection to the same refusal begins none of its own."""
+    refused = watched(26, "refused", "NSE_EQ", since_ns=21 * S)
+    events = [*START, closed(20), opened(21, 2, keys=1), sub(21, 2, EQ), refused, closed(30, 2), opened(31, 3, keys=1)]
+    events += [sub(31, 3, EQ), live(40, 3), watched(40, "served", "NSE_EQ", conn=3), closed(50, 3)]
+    assert gaps_of(*events)[1:] == [
+        ("connection", "feed", "disconnected", 20, 26),
+        ("segment", "NSE_EQ", "subscription_refused", 21, 40),
+        ("connection", "feed", "disconnected", 30, 31),
+        ("connection", "feed", "disconnected", 50, None),
+    ]
+
+
+def test_a_planned_socket_is_missed_from_the_start_on() -> None:
+    """Or, if others serve by then, from when it is wanted; in its own segments, until it serves."""
+    wanted = beat("conn", 13, conn=2, state="wanted", segments=["NSE_FO"], **SECOND)
+    begin = [beat("start", 10, last_ns=0), wanted]
+    serving = [opened(14, 2, keys=1, **SECOND), sub(15, 2, FO, **SECOND), live(16, 2, **SECOND)]
+    first = opened(11, 1, keys=1), sub(11, 1, EQ), live(12, 1)
+    assert gaps_of(*begin, *serving)[1] == ("connection", "feed 2", "disconnected", 10, 16)
+    assert gaps_of(begin[0], *first, wanted, *serving)[1] == ("connection", "feed 2", "disconnected", 13, 16)
+    found = intervals([begin[0], *first, wanted, *serving], 12 * S, 20 * S, segment="NSE_FO")
+    assert [one.detail for one in found] == ["", "feed 2: connecting", ""]
+
+
 def test_an_overrun_is_our_own_doing_until_it_is_over() -> None:
     """That attempts fail afterwards does not change it."""
-    assert gaps_of(*START, closed(20, reason="overrun"), failed(21, 2), opened(22, 2))[1:] == [
+    assert gaps_of(*START, closed(20, reason="overrun"), failed(21, 2), *up(22, 2))[1:] == [
         ("connection", "feed", "overrun", 20, 22)
     ]
 
@@ -191,7 +250,7 @@ def test_each_socket_has_its_own_gap() -> None:
         ("connection", "feed 2", "disconnected", 20, None),
         ("connection", "feed", "disconnected", 21, 22),
     ]
-    assert gaps_of(*events, opened(30, 4, **SECOND))[1] == ("connection", "feed 2", "disconnected", 20, 30)
+    assert gaps_of(*events, *up(30, 4, **SECOND))[1] == ("connection", "feed 2", "disconnected", 20, 30)
 
 
 def test_why_a_socket_is_down_says_nothing_of_another() -> None:
@@ -202,8 +261,8 @@ def test_why_a_socket_is_down_says_nothing_of_another() -> None:
         closed(20, 2, reason="overrun", **SECOND),
         failed(21, 3, "token_rejected"),
         failed(22, 4, **SECOND),
-        opened(30, 5),
-        opened(31, 6, **SECOND),
+        *up(30, 5),
+        *up(31, 6, **SECOND),
     ]
     assert gaps_of(*events)[1:] == [
         ("connection", "feed", "disconnected", 20, 21),
@@ -232,10 +291,11 @@ def test_a_socket_that_never_opened_is_missed_from_its_first_attempt_on() -> Non
 def test_a_further_socket_takes_nobodys_place() -> None:
     """What is lost on the first is not found by the third; each comes back in its own place."""
     third = {"state": "open", "socket": 3}
-    found = gaps_of(*START, closed(20), beat("conn", 21, conn=2, **third), opened(30, 3))
+    asked = beat("conn", 21, conn=2, **third), beat("sub", 21, conn=2, keys=[FO], socket=3)
+    found = gaps_of(*START, closed(20), *asked, *up(30, 3))
     assert found[1:] == [("connection", "feed", "disconnected", 20.0, 30.0)]
     lost = beat("conn", 40, conn=2, state="closed", reason="lost", socket=3)
-    found = gaps_of(*START, beat("conn", 21, conn=2, **third), lost, closed(41), opened(50, 3))
+    found = gaps_of(*START, *asked, lost, closed(41), *up(50, 3))
     assert found[1:] == [
         ("connection", "feed 3", "disconnected", 40.0, None),
         ("connection", "feed", "disconnected", 41.0, 50.0),
@@ -258,7 +318,7 @@ def test_a_connection_whose_keys_another_serves_is_not_missed() -> None:
 
 def test_a_connection_that_ends_before_it_has_asked_is_missed() -> None:
     """What it was to carry is known from the one before."""
-    events = [*BOTH, closed(20, 2, **SECOND), opened(22, 3, **SECOND), closed(23, 3, **SECOND)]
+    events = [*BOTH, closed(20, 2, **SECOND), *up(22, 3, **SECOND), closed(23, 3, **SECOND)]
     assert gaps_of(*events)[1:] == [
         ("connection", "feed 2", "disconnected", 20, 22),
         ("connection", "feed 2", "disconnected", 23, None),
@@ -280,16 +340,20 @@ def test_what_was_unsubscribed_from_is_not_missed() -> None:
     ]
 
 
-def test_a_segment_is_silent_as_long_as_one_socket_says_so() -> None:
-    """The end of one's silence is not the end of the other's."""
-    first, second = watched(20, "silent", "NSE_EQ"), watched(25, "silent", "NSE_EQ", **SECOND)
-    fresh, last = watched(30, "fresh", "NSE_EQ"), watched(40, "fresh", "NSE_EQ", **SECOND)
-    assert gaps_of(*BOTH, first, second, fresh)[1:] == [("segment", "NSE_EQ", "silent", 20, None)]
-    assert gaps_of(*BOTH, first, second, fresh, last)[1:] == [("segment", "NSE_EQ", "silent", 20, 40)]
-    brown = watched(22, "brown_out", "NSE_EQ", **SECOND)
-    assert gaps_of(*BOTH, first, brown, fresh)[1:] == [
+def test_a_segment_is_silent_on_the_socket_that_says_so() -> None:
+    """Each socket has its own gap of the segment: what another carries of it is not missing."""
+    first, second = watched(20, "silent", "NSE_EQ"), watched(25, "brown_out", "NSE_EQ", detail="few", **SECOND)
+    events = [*BOTH, first, second, watched(30, "fresh", "NSE_EQ"), watched(40, "usual", "NSE_EQ", **SECOND)]
+    assert gaps_of(*events[:-1])[1:] == [
         ("segment", "NSE_EQ", "silent", 20, 30),
-        ("segment", "NSE_EQ", "brown_out", 30, None),
+        ("segment", "NSE_EQ feed 2", "brown_out", 25, None),
+    ]
+    assert gaps_of(*events)[2] == ("segment", "NSE_EQ feed 2", "brown_out", 25, 40)
+    assert [(one.state, one.detail) for one in intervals(events, 19 * S, 41 * S, segment="NSE_EQ")] == [
+        ("recorded", ""),
+        ("silent", ""),
+        ("brown_out", "feed 2: few"),
+        ("recorded", ""),
     ]
 
 
@@ -360,7 +424,7 @@ def test_what_is_opened_for_another_purpose_is_not_recording() -> None:
 def test_a_clock_set_back_within_a_gap_gives_both_hours_to_it() -> None:
     """The wall time that comes twice was missing the second time too."""
     stepped = beat("clock_step", 500, seq=1000, from_ns=1001 * S, to_ns=500 * S)
-    assert gaps_of(*START, closed(1000), stepped, opened(510, 2))[1:] == [
+    assert gaps_of(*START, closed(1000), stepped, *up(510, 2))[1:] == [
         ("connection", "feed", "disconnected", 1000, 1001),
         ("connection", "feed", "disconnected", 500, 510),
     ]
@@ -380,15 +444,15 @@ def test_outside_sessions_nothing_is_missed() -> None:
     assert ledger.passed(260 * S) == []
     assert [(gap.opened_ns, gap.closed_ns) for gap in ledger.passed(301 * S)] == [(300 * S, None)]
     told = [("connection", "feed", "disconnected", 190, 200), ("connection", "feed", "disconnected", 300, 310)]
-    assert gaps_of(*events, opened(310, 2)) == told
-    assert [(gap.opened_ns, gap.closed_ns) for gap in ledger.apply(opened(310, 2))] == [(300 * S, 310 * S)]
+    assert gaps_of(*events, *up(310, 2)) == told
+    assert [(gap.opened_ns, gap.closed_ns) for one in up(310, 2) for gap in ledger.apply(one)] == [(300 * S, 310 * S)]
 
 
 def test_an_end_that_is_told_late_closes_what_was_opened_meanwhile() -> None:
     """Facts wait in a queue, and the opening of the market does not."""
     ledger = Ledger([calendar(5, (100, 200)), *START, closed(20)])
     assert [gap.opened_ns for gap in ledger.passed(101 * S)] == [100 * S]
-    (late,) = ledger.apply(opened(99, 2))
+    (late,) = [gap for one in up(99, 2) for gap in ledger.apply(one)]
     assert (late.opened_ns, late.closed_ns) == (100 * S, 100 * S)
     assert ledger.open == ()
 
@@ -400,7 +464,7 @@ def test_downtime_over_several_sessions_is_a_gap_in_each() -> None:
         *START,
         beat("stop", 150, seq=150),
         beat("start", 550, seq=150, last_ns=150 * S, clean=True),
-        opened(551, 2),
+        *up(551, 2),
     ]
     assert gaps_of(*events) == [
         ("recorder", "", "recorder_down", 150, 200),
@@ -451,11 +515,11 @@ def test_a_day_divides_into_states() -> None:
         beat("watch", 40, seq=40, state="silent", since_ns=35 * S, segments=["NSE_EQ"]),
         closed(50),
         beat("conn", 55, seq=55, state="failed", reason="token_rejected"),
-        opened(60, 2),
+        *up(60, 2),
         beat("watch", 61, seq=61, state="fresh", segments=["NSE_EQ"]),
         beat("stop", 80, seq=80),
         beat("start", 90, seq=80, last_ns=80 * S, clean=True),
-        opened(91, 3),
+        *up(91, 3),
     ]
     assert states(intervals(events, 0, 120 * S)) == [
         ("closed", 0, 20),

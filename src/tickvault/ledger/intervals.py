@@ -64,7 +64,7 @@ def intervals(
         told = outages.apply(event)
         ended += [one for one in told if one.gap.closed_ns is not None and one.gap.scope != SINK]
     spans = [
-        (outage.gap.opened_ns, _end_ns(outage.gap), State(outage.gap.reason), outage.gap.detail)
+        (outage.gap.opened_ns, _end_ns(outage.gap), State(outage.gap.reason), outage.words)
         for outage in [*ended, *outages.open.values()]
         if segment is None or not outage.segments or segment in outage.segments
     ]

@@ -40,6 +40,13 @@ class Outage:
     gap: Gap
     segments: frozenset[str]
 
+    @property
+    def words(self) -> str:
+        """What is the matter; on another socket than the first, on which."""
+        _, further, number = self.gap.subject.rpartition(f"{_FEED} ")
+        named = further and self.gap.scope in ("connection", "segment")
+        return f"{_FEED} {number}: {self.gap.detail}" if named else self.gap.detail
+
 
 @dataclass(slots=True)
 class _Line:
@@ -47,19 +54,25 @@ class _Line:
 
     Attributes:
         conn: number of the connection that is open.
+        serves: whether it does what it is for; until then its place counts as empty.
+        tells: whether it says when it serves; one that does not (of an earlier version) serves when it has asked.
         wanted: keys, of this connection and the one before: a new one asks for them chunk by chunk.
         served: keys that the open connection was asked for.
         known: whether `wanted` says what the socket is for; until then `segments` does, as far as they are known.
-        state: why no connection is open, if none is; `detail` in words.
+        state: why no connection serves, if none does; `detail` in words.
+        since_ns: from when on it has been missed, if that is not told yet.
     """
 
     conn: int | None = None
+    serves: bool = False
+    tells: bool = False
     wanted: set[str] = field(default_factory=set)
     served: set[str] = field(default_factory=set)
     known: bool = False
     segments: frozenset[str] = _NOTHING
     state: State = State.DISCONNECTED
-    detail: str = ""
+    detail: str = "connecting"
+    since_ns: int | None = None
 
 
 class Outages:
@@ -73,8 +86,9 @@ class Outages:
         self.stopped_ns: int | None = None  # when the last run stopped, if it did
         self.crashed_ns = 0  # when a run ended that did not say so, as far as something has been written since
         self._lines: dict[str, _Line] = {}  # by subject
-        # Segment → what holds there on which socket, since when, and why.
-        self._watched: dict[str, dict[tuple[State, int], tuple[int, str]]] = {}
+        self._begun_ns: int | None = None  # the start of this run, until a connection serves
+        # (Segment, socket) → what holds there, since when, and why.
+        self._watched: dict[tuple[str, int], dict[State, tuple[int, str]]] = {}
 
     def apply(self, event: Event) -> list[Outage]:
         """Take one event and return the outages that it opened, changed or closed."""
@@ -104,12 +118,8 @@ class Outages:
                 return self._stepped_back(event)
             case "stalled", _:
                 return self._stalled(event)
-            case "conn", "open":
-                return self._connected(event)
-            case "conn", "closed":
-                return self._disconnected(event)
-            case "conn", "failed":
-                return self._failed(event)
+            case "conn", _:
+                return self._connection(event)
             case (("sub" | "unsub"), _):
                 return self._subscribed(event)
             case "watch", _:
@@ -135,7 +145,8 @@ class Outages:
             down = replace(down, closed_ns=max(event.at_ns, last_ns), planned=clean)
             changed.append(Outage(down, self.segments))
         self.stopped_ns, self.crashed_ns = None, 0
-        self._lines = {_FEED: _Line(detail="connecting")}
+        self._begun_ns = event.at_ns
+        self._lines = {_FEED: _Line()}
         self._watched.clear()
         return changed + self._settle(event.at_ns)
 
@@ -184,13 +195,41 @@ class Outages:
 
     # -- connections
 
+    def _connection(self, event: Event) -> list[Outage]:
+        match event.body.get("state"):
+            case "wanted":
+                self._name_segments(event)
+                return self._settle(event.at_ns)
+            case "open":
+                return self._connected(event)
+            case "live":
+                return self._serves(event)
+            case "closed":
+                return self._disconnected(event)
+            case "failed":
+                return self._failed(event)
+            case _:
+                return []
+
     def _line(self, event: Event) -> _Line:
-        """Return the line of the socket that an event is about."""
-        return self._lines.setdefault(subject_of(event), _Line())
+        """Return the line of the socket that an event is about.
+
+        Every socket that is heard of before a connection serves has been missed since the start.
+        """
+        subject = subject_of(event)
+        if subject not in self._lines:
+            self._lines[subject] = _Line(since_ns=event.at_ns if self._begun_ns is None else self._begun_ns)
+        return self._lines[subject]
+
+    def _name_segments(self, event: Event) -> None:
+        """Note the segments that a socket is for, as far as an event names them."""
+        if isinstance(named := event.body.get("segments"), list):
+            self._line(event).segments = frozenset(map(str, named))
 
     def _connected(self, event: Event) -> list[Outage]:
         line = self._line(event)
         line.conn, line.served = _int(event.body.get("conn")), set()
+        line.serves, line.tells = False, "keys" in event.body
         return self._settle(event.at_ns)
 
     def _disconnected(self, event: Event) -> list[Outage]:
@@ -199,18 +238,18 @@ class Outages:
             return []  # one that another has replaced already
         if reason in _MEANT:
             del self._lines[subject_of(event)]
-            return []
-        line.conn, line.served = None, set()
+            return self._end("connection", subject_of(event), event.at_ns)
+        line.conn, line.serves, line.served = None, False, set()
         line.state = State.OVERRUN if reason == "overrun" else State.DISCONNECTED
         line.detail = _words(event)
         return self._settle(event.at_ns)
 
     def _failed(self, event: Event) -> list[Outage]:
         """An attempt failed. That the token is refused explains more than how the connection ended."""
-        line, named = self._line(event), event.body.get("segments")
+        line = self._line(event)
         if line.conn is not None:
             return []
-        line.segments = frozenset(map(str, named)) if isinstance(named, list) else line.segments
+        self._name_segments(event)
         rejected = event.body.get("reason") == "token_rejected"
         if not rejected and line.state is State.OVERRUN:
             return []
@@ -222,7 +261,7 @@ class Outages:
         line, number, named = self._line(event), _int(event.body.get("conn")), event.body.get("keys")
         keys = set(map(str, named)) if isinstance(named, list) else set()
         if line.conn != number:  # its opening is no longer in the journal
-            line.conn, line.served = number, set()
+            line.conn, line.served, line.tells = number, set(), False
         if event.kind == "sub":
             line.wanted |= keys
             line.served |= keys
@@ -230,19 +269,36 @@ class Outages:
             line.wanted -= keys
             line.served -= keys
         line.known = True
-        self.segments = frozenset[str]().union(*(_segments(one.wanted) for one in self._lines.values()))
+        line.serves |= not line.tells
+        self._note_segments()
         return self._settle(event.at_ns)
+
+    def _serves(self, event: Event) -> list[Outage]:
+        """Note that a connection serves; what it has asked for by now is what it is for."""
+        line = self._lines.get(subject_of(event))
+        if line is not None and line.conn == _int(event.body.get("conn")) and not line.serves:
+            line.serves, line.wanted = True, set(line.served)
+            self._note_segments()
+        return self._settle(event.at_ns)
+
+    def _note_segments(self) -> None:
+        self.segments = frozenset[str]().union(*(_segments(one.wanted) for one in self._lines.values()))
 
     def _settle(self, at_ns: int) -> list[Outage]:
         """Begin and end the outages of connections: one for each line whose keys nobody serves."""
-        served = set[str]().union(*(line.served for line in self._lines.values()))
+        served = set[str]().union(*(line.served for line in self._lines.values() if line.serves))
+        refused = {_name(socket) for (_, socket), held in self._watched.items() if State.SUBSCRIPTION_REFUSED in held}
         changed: list[Outage] = []
         for subject, line in self._lines.items():
-            if line.conn is not None or (line.known and line.wanted <= served):
+            # That it is refused is another gap, and says more.
+            stands = line.conn is not None and (line.serves or subject in refused)
+            if stands or (line.known and line.wanted <= served):
+                self._begun_ns = None
                 changed += self._end("connection", subject, at_ns)
                 continue
             segments = _segments(line.wanted) or line.segments
-            changed += self._begin("connection", subject, at_ns, line.state, line.detail, segments)
+            since_ns, line.since_ns = at_ns if line.since_ns is None else line.since_ns, None
+            changed += self._begin("connection", subject, since_ns, line.state, line.detail, segments)
             outage = self.open["connection", subject]
             if outage.gap.detail != line.detail:
                 self.open["connection", subject] = better = replace(outage, gap=replace(outage.gap, detail=line.detail))
@@ -254,33 +310,32 @@ class Outages:
     def _watch(self, event: Event) -> list[Outage]:
         word, named, socket = _text(event.body.get("state")), event.body.get("segments"), _socket(event)
         segments = [str(name) for name in named] if isinstance(named, list) and named else [""]
-        changed: list[Outage] = []
         for segment in segments:
-            holding = self._watched.setdefault(segment, {})
+            holding = self._watched.setdefault((segment, socket), {})
             if (begun := _WATCH_BEGINS.get(word)) is not None:
-                holding.setdefault((begun, socket), (self._since_ns(event), _text(event.body.get("detail"))))
+                holding.setdefault(begun, (self._since_ns(event), _text(event.body.get("detail"))))
             elif (ended := _WATCH_ENDS.get(word)) is not None:
-                for each in self._watched.values() if segment == "" else [holding]:
-                    each.pop((ended, socket), None)
-        for segment in list(self._watched):
-            changed += self._show(segment, event.at_ns)
-        return changed
+                for (name, other), each in self._watched.items():
+                    if other == socket and segment in ("", name):
+                        each.pop(ended, None)
+        changed = [one for each in list(self._watched) for one in self._show(*each, event.at_ns)]
+        return changed + self._settle(event.at_ns)
 
-    def _show(self, segment: str, at_ns: int) -> list[Outage]:
-        """Bring a segment's one outage up to date with what holds there."""
-        holding = self._watched[segment]
-        shown = self.open.get(("segment", segment))
+    def _show(self, segment: str, socket: int, at_ns: int) -> list[Outage]:
+        """Bring the one outage of a segment on a socket up to date with what holds there."""
+        holding, subject = self._watched[segment, socket], _of_socket(segment, socket)
+        shown = self.open.get(("segment", subject))
         if not holding:
-            del self._watched[segment]
-            return self._end("segment", segment, at_ns)
-        state = min((state for state, _ in holding), key=ORDER.__getitem__)
+            del self._watched[segment, socket]
+            return self._end("segment", subject, at_ns)
+        state = min(holding, key=ORDER.__getitem__)
         if shown is not None and shown.gap.reason == state:
             return []
-        since_ns, detail = min(told for (each, _), told in holding.items() if each is state)
+        since_ns, detail = holding[state]
         if shown is not None and ORDER[State(shown.gap.reason)] < ORDER[state]:
             since_ns = at_ns  # it was there before, behind another
         segments = frozenset({segment}) if segment else _NOTHING
-        return self._begin("segment", segment, since_ns, state, detail, segments)
+        return self._begin("segment", subject, since_ns, state, detail, segments)
 
     # -- one outage a subject
 
@@ -327,8 +382,16 @@ def _gap(scope: str, subject: str, opened_ns: int, state: State, detail: str) ->
 
 def subject_of(event: Event) -> str:
     """Return the name of the connection that an event tells of: the same over all that come in its place."""
-    socket = _socket(event)
+    return _name(_socket(event))
+
+
+def _name(socket: int) -> str:
     return _FEED if socket == 1 else f"{_FEED} {socket}"
+
+
+def _of_socket(segment: str, socket: int) -> str:
+    """Return how a segment's gap on a socket is called; the first socket is not named."""
+    return segment if socket == 1 else f"{segment} {_name(socket)}"
 
 
 def _socket(event: Event) -> int:

@@ -113,7 +113,7 @@ class Connection:
         ws: the WebSocket, closed by `run`.
         number: of the connection, in the journal.
         subscriptions: what to subscribe to; `requests` the messages that do it.
-        inbox: gets every binary message, and the facts `sub`, `unsub` and `watch`.
+        inbox: gets every binary message, and the facts `conn` (live), `sub`, `unsub` and `watch`.
         before_subscribe: called, already read from, before the subscriptions are sent.
         session: told what happens; says what to do.
         supervision: sees what comes.
@@ -153,6 +153,7 @@ class Connection:
     _abandoned: End | None = field(default=None, init=False)
     _text_seen: bool = field(default=False, init=False)
     _is_served: bool = field(default=False, init=False)
+    _told_live: bool = field(default=False, init=False)
 
     async def run(self, stopping: asyncio.Event) -> End:
         """Read and subscribe until the connection ends, and say how it did; `stopping` asks the broker for that end."""
@@ -356,6 +357,9 @@ class Connection:
             # While we do not read, the absence of data says nothing; definitions and requests go on.
             if not over and (reading or self.session.state is State.GREETING):
                 self._tell(Due(expected=self.supervision.expects(self.clock_ns())))
+            if self.session.state is State.LIVE and not self._told_live:
+                self._told_live = True
+                await self.inbox.fact("conn", {"conn": self.number, "state": "live"})
             for fact in self.supervision.take_facts():
                 await self.inbox.fact("watch", fact)
             if over:

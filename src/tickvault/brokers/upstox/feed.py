@@ -72,7 +72,8 @@ class Feed:
         api: authorizes.
         tokens: asked once an attempt.
         subscriptions: what to subscribe to; asked once an attempt. FeedUnavailable: a failed attempt.
-        inbox: gets every binary message, and the facts `conn` (open, closed, failed), `sub`, `watch` and `token`.
+        inbox: gets every binary message, and the facts `conn` (wanted, open, live, closed, failed), `sub`, `unsub`,
+            `watch` and `token`.
         before_subscribe: called with each connection open and already read from, before its subscriptions are sent.
         session: the program's HTTP session; not closed here. TLS is verified as it says.
         clock_ns: UTC wall clock in ns.
@@ -202,6 +203,10 @@ class Feed:
         """Seconds that reading stood still for want of room in the inbox."""
         return self._tally.held_s
 
+    async def announce(self, subscriptions: tuple[Subscription, ...]) -> None:
+        """Journal that this socket is wanted, and what for: until it serves, that is missing."""
+        await self._inbox.fact("conn", {"state": "wanted", "segments": _segments(subscriptions)})
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Receive until `stopping` is set; then everything read is in the inbox, and the connection is closed.
 
@@ -327,7 +332,7 @@ class Feed:
         conn = self._next_conn()
         log.warning("feed.failed", conn=conn, reason=reason.value, error=self.last_error)
         body: dict[str, object] = {"conn": conn, "state": "failed", "reason": reason.value, "detail": self.last_error}
-        body["segments"] = sorted({segment_of(one.instrument_key) for one in self._wanted})
+        body["segments"] = _segments(self._wanted)
         if reason is Failure.TOKEN_REJECTED and not is_news:
             body["again"] = True  # told already, maybe by another feed
         await self._inbox.fact("conn", body)
@@ -340,8 +345,9 @@ class Feed:
         self._evictions.opened(self._socket, self._monotonic_s())
         deflate = bool(connection.ws.compress)
         try:
-            await self._inbox.fact("conn", {"conn": self.conn, "state": "open", "deflate": deflate})
-            log.info("feed.open", conn=self.conn, deflate=deflate, keys=len(connection.subscriptions))
+            told = {"deflate": deflate, "keys": len(connection.subscriptions)}
+            await self._inbox.fact("conn", {"conn": self.conn, "state": "open", **told})
+            log.info("feed.open", conn=self.conn, **told)
             async with asyncio.TaskGroup() as group:
                 renewal = group.create_task(self._renew(connection), name="feed:renewal")
                 end = await connection.run(stopping)
@@ -404,6 +410,10 @@ class Feed:
             log.info("feed.live", conn=self.conn)
         else:
             log.info("feed.quiet", conn=self.conn)
+
+
+def _segments(subscriptions: tuple[Subscription, ...]) -> list[str]:
+    return sorted({segment_of(one.instrument_key) for one in subscriptions})
 
 
 async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, _T]) -> _T | None:

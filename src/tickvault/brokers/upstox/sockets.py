@@ -102,7 +102,7 @@ class Sockets:
             slot = self._slots.get(socket)
             if slot is None:
                 if planned or not any(sockets):
-                    self._open(socket)
+                    self._open(socket, planned)
                 continue
             wanted = {one.instrument_key: one for one in planned}
             new = tuple(one for key, one in wanted.items() if slot.served.get(key) != one)
@@ -113,12 +113,12 @@ class Sockets:
             elif not planned and any(sockets) and slot.feed.state is State.LIVE:
                 slot.stopping.set()  # an account has few connections, and its owner may want this one
 
-    def _open(self, socket: int) -> None:
+    def _open(self, socket: int, planned: tuple[Subscription, ...]) -> None:
         assert self._group is not None
         slot = _Slot(self._open_feed(socket, self._asked_by(socket)), asyncio.Event())
         self._slots[socket] = slot
         self._list()
-        self._group.create_task(self._receive(socket, slot), name=f"feed:{socket + 1}")
+        self._group.create_task(self._receive(socket, slot, planned), name=f"feed:{socket + 1}")
 
     def _list(self) -> None:
         self.feeds = [slot.feed for _, slot in sorted(self._slots.items())]
@@ -134,8 +134,9 @@ class Sockets:
             with contextlib.suppress(FeedUnavailable):  # the feed says so, at each attempt
                 await self._selector.review()
 
-    async def _receive(self, socket: int, slot: _Slot) -> None:
+    async def _receive(self, socket: int, slot: _Slot, planned: tuple[Subscription, ...]) -> None:
         try:
+            await slot.feed.announce(planned)
             await slot.feed.run(slot.stopping)
         except Exception as exc:  # noqa: BLE001 - whatever ends one socket, the others hand over what they have read
             self._failure = self._failure or exc
