@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from tickvault.model import Event
+    from tickvault.model import Event, Gap
 
-__all__ = ["Day", "Late", "Missing", "SegmentDay", "StoreDay", "look"]
+__all__ = ["Absent", "Day", "Late", "Missing", "SegmentDay", "StoreDay", "look"]
 
 _NS: Final = 1_000_000_000
 _DAY_NS: Final = 86_400 * _NS
@@ -68,6 +68,23 @@ class SegmentDay:
     recorded_s: float
     states: Mapping[str, float]
     keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absent:
+    """An instrument that the broker did not serve while its segment traded, by the ledger.
+
+    Attributes:
+        from_ns: since when, the first time; to_ns: until when, the last time. UTC wall clock.
+        seconds: of the session that it was missing, over the whole day.
+        detail: why, as far as it shows.
+    """
+
+    instrument_key: str
+    from_ns: int
+    to_ns: int
+    seconds: float
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +129,7 @@ class Day:
         date: in India.
         complete: nothing is missing; `why` has a sentence for each thing that is.
         hours_known: whether sessions come from the exchanges' calendar; otherwise the whole recording counts.
+        absent: instruments that were missing for a while, the longest first.
         rows: table → rows of the day.
     """
 
@@ -121,6 +139,7 @@ class Day:
     hours_known: bool
     segments: tuple[SegmentDay, ...]
     missing: tuple[Missing, ...]
+    absent: tuple[Absent, ...]
     late: tuple[Late, ...]
     rows: Mapping[str, int]
     stores: tuple[StoreDay, ...]
@@ -158,7 +177,9 @@ def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] |
         stats = survey.stats(folder)
         running = holder(data_dir) is not None
         span = _Span(begin_ns, min(end_ns, max(begin_ns, now_ns)), over=now_ns >= end_ns)
-        ledger = Ledger(events)
+        ledger = Ledger()
+        told = {gap.key: gap for event in events for gap in ledger.apply(event)}
+        told |= {gap.key: gap for gap in ledger.passed(span.to_ns)}
         asked = Asked(events, span.from_ns, span.to_ns, ledger.sessions)
         seqs = survey.last_seq_before(folder, span.from_ns), survey.last_seq_before(folder, span.to_ns)
         stores = _stores(data_dir, db, seqs, sinks, running=running)
@@ -175,6 +196,7 @@ def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] |
     }
     shown = tuple(_segment_day(name, divided[name], asked) for name in segments)
     missing = _missing(divided)
+    absent = _absent(told.values(), judged.from_ns, judged.to_ns if running else min(judged.to_ns, stats.last_ns))
     traded = {part.segment for part in shown if part.session_s}
     late = tuple(one for one in late if segment_of(one.instrument_key) in traded)
     trading = [name for name in segments if _trades_later(ledger, name, span, end_ns)]
@@ -184,6 +206,7 @@ def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] |
         *(["the day is not over"] if trading and not hours_known else []),
         *_missing_words(missing),
         *_late_words(late),
+        *_absent_words(absent, {one.instrument_key for one in late if one.after_s is None or one.lost_ns is not None}),
         *(words for store in stores for words in _store_words(store)),
     ]
     return Day(
@@ -193,6 +216,7 @@ def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] |
         hours_known=hours_known,
         segments=shown,
         missing=missing,
+        absent=absent,
         late=late,
         rows=rows,
         stores=stores,
@@ -272,6 +296,26 @@ def _missing(divided: Mapping[str, Iterable[Interval]]) -> tuple[Missing, ...]:
     )
 
 
+def _absent(gaps: Iterable[Gap], from_ns: int, to_ns: int) -> tuple[Absent, ...]:
+    """Return the instruments that were missing in some time, the longest first."""
+    found: dict[str, list[tuple[int, int, str]]] = {}
+    for gap in gaps:
+        begin, end = max(gap.opened_ns, from_ns), to_ns if gap.closed_ns is None else min(gap.closed_ns, to_ns)
+        if gap.scope == "instrument" and begin < end:
+            found.setdefault(gap.subject, []).append((begin, end, gap.detail))
+    absent = [
+        Absent(
+            instrument_key=key,
+            from_ns=min(begin for begin, _, _ in spans),
+            to_ns=max(end for _, end, _ in spans),
+            seconds=round(sum(end - begin for begin, end, _ in spans) / _NS, 3),
+            detail=max(spans)[2],
+        )
+        for key, spans in found.items()
+    ]
+    return tuple(sorted(absent, key=lambda one: (-one.seconds, one.instrument_key)))
+
+
 def _trades_later(ledger: Ledger, segment: str, span: _Span, end_ns: int) -> bool:
     if span.over:
         return False
@@ -339,6 +383,15 @@ def _late_words(late: Sequence[Late]) -> list[str]:
         for what, keys in words
         if keys
     ]
+
+
+def _absent_words(absent: Sequence[Absent], named: Collection[str]) -> list[str]:
+    """Name the instruments that were missing for a while, unless they are named already."""
+    found = [one for one in absent if one.instrument_key not in named]
+    if not found:
+        return []
+    shown = ", ".join(f"{one.instrument_key} ({one.seconds:,.1f} s)" for one in found[:3])
+    return [f"{len(found):,} of the subscribed instruments not served for a while: {shown}{', …' * (len(found) > 3)}"]
 
 
 def _store_words(store: StoreDay) -> list[str]:

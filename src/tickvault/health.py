@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tickvault.model import Gap
     from tickvault.state import Cursor, View
@@ -283,7 +283,7 @@ def of_files(
         disk_free_bytes=disk_free_bytes,
         sinks=sinks,
         feed=feed,
-        open_gaps=tuple(_shown(gap) for gap in (view.gaps if view is not None else ()) if gap.closed_ns is None),
+        open_gaps=_open_gaps(view.gaps if view is not None else ()),
         dead_letters=view.dead_letters if view is not None else 0,
         outbox=view.outbox if view is not None else 0,
     )
@@ -299,6 +299,17 @@ def _known(kind: type, told: object) -> dict[str, Any]:
 
 def _age_s(received_ns: int | None, now_ns: int) -> float:
     return 0.0 if received_ns is None else max(0.0, round((now_ns - received_ns) / 1e9, 3))
+
+
+def _open_gaps(gaps: Iterable[Gap]) -> tuple[str, ...]:
+    """Return the gaps that are open in words; instruments that miss for the same reason are one."""
+    found = [gap for gap in gaps if gap.closed_ns is None]
+    keys: dict[str, list[str]] = {}
+    for gap in found:
+        if gap.scope == "instrument":
+            keys.setdefault(gap.reason, []).append(gap.subject)
+    missing = (f"instrument: {reason}{_named(some, len(some))}, {len(some):,} of them" for reason, some in keys.items())
+    return (*(_shown(gap) for gap in found if gap.scope != "instrument"), *missing)
 
 
 def _shown(gap: Gap) -> str:

@@ -33,6 +33,7 @@ _log: Final = structlog.get_logger(__name__)
 _ALIVE_S: Final = 1.0  # a second without a frame commits a heartbeat
 _FULL_PAUSE_S: Final = 1.0
 _BATCH_BYTES: Final = 8 * 1024 * 1024  # of one commit
+_NAMED: Final = 3  # instruments named in a message
 
 
 class Progress:
@@ -189,7 +190,7 @@ def commit(journal: Journal, state: State, items: Sequence[Received | Fact]) -> 
     recorder_id, seq = journal.recorder_id, committed.last_seq
     of_tokens = token_notices((one for one in items if isinstance(one, Fact)), recorder_id=recorder_id, seq=seq)
     if committed.gaps or of_tokens:
-        notices = gap_notices(committed.gaps, known=state.gaps(), recorder_id=recorder_id, seq=seq)
+        notices = gap_notices(committed.gaps, known=state.known(committed.gaps), recorder_id=recorder_id, seq=seq)
         now_ns = max(*(_time_of(gap) for gap in committed.gaps), *(one.from_ns for one in of_tokens), 0)
         try:
             state.put_gaps(committed.gaps, notices=[*notices, *of_tokens], now_ns=now_ns)
@@ -203,9 +204,11 @@ def gap_notices(gaps: Sequence[Gap], *, known: Iterable[Gap], recorder_id: str, 
     """Return the webhook events of gaps, one when each opens and one when it closes.
 
     Their ids follow from the gap, so that a repeat is the same event. A gap in `known` that only tells more of its cause
-    now is no event: an outage in which the broker fails in changing ways is one.
+    now is no event: an outage in which the broker fails in changing ways is one. Instruments that go, or come back, at
+    one moment are one event: there may be thousands.
     """
-    notices = []
+    notices: list[Notice] = []
+    together: dict[tuple[str, int, str], list[Gap]] = {}
     told = {(gap.scope, gap.subject, gap.opened_ns): gap.closed_ns for gap in known}
     for gap in gaps:
         key = (gap.scope, gap.subject, gap.opened_ns)
@@ -213,9 +216,18 @@ def gap_notices(gaps: Sequence[Gap], *, known: Iterable[Gap], recorder_id: str, 
             continue
         told[key] = gap.closed_ns
         event = "gap.opened" if gap.closed_ns is None else "gap.closed"
+        if gap.scope == "instrument":
+            together.setdefault((event, _time_of(gap), gap.reason), []).append(gap)
+            continue
         name = f"{recorder_id}:{event}:{gap.scope}:{gap.subject}:{gap.opened_ns}"
         message = f"{gap.scope} gap: {gap.reason}" + (f" ({gap.detail})" if gap.detail else "")
         notices.append(_notice(event, name, seq, gap.opened_ns, _time_of(gap), message))
+    for (event, at_ns, reason), some in together.items():
+        some.sort(key=lambda one: one.subject)
+        name = f"{recorder_id}:{event}:instrument:{some[0].subject}:{at_ns}:{len(some)}"
+        subjects = ", ".join(one.subject for one in some[:_NAMED]) + (", …" if len(some) > _NAMED else "")
+        message = f"instrument gap: {reason} ({len(some):,}: {subjects})"
+        notices.append(_notice(event, name, seq, min(one.opened_ns for one in some), at_ns, message))
     return notices
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.cells import cell_len
@@ -19,7 +20,18 @@ if TYPE_CHECKING:
     from tickvault.health import Snapshot
     from tickvault.pipeline import Outcome
 
-__all__ = ["columns", "console", "dump_json", "live_line", "outcome", "rows", "snapshot", "table"]
+__all__ = [
+    "columns",
+    "console",
+    "dump_json",
+    "listing",
+    "live_line",
+    "outcome",
+    "paragraph",
+    "rows",
+    "snapshot",
+    "table",
+]
 
 _TAB_WIDTH: Final = 1_000_000  # when piped nothing is wrapped
 
@@ -69,6 +81,37 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for row in cells:
         shown.add_row(*(Text(cell) for cell in row))
     console().print(shown)
+
+
+def listing(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table of a line a row, whose last column gives way on a terminal that is too narrow; piped, all of it."""
+    cells = [[*headers], *(["" if cell is None else str(cell) for cell in row] for row in rows)]
+    out = console()
+    if not sys.stdout.isatty():
+        table(headers, cells[1:])
+        return
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    for number, row in enumerate(cells):
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        line = Text("  ".join(padded).rstrip(), "" if number else "bold")
+        line.truncate(out.width, overflow="ellipsis")
+        out.print(line, soft_wrap=True)
+
+
+def paragraph(text: str, *, indent: int = 2) -> None:
+    """Print a sentence, broken between words on a terminal."""
+    out = console()
+    pad = " " * indent
+    lines = wrap(
+        text,
+        out.width - 1,
+        initial_indent=pad,
+        subsequent_indent=pad * 2,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for line in lines:
+        out.print(Text(line), soft_wrap=True)
 
 
 def columns(pairs: Iterable[tuple[str, object]]) -> None:

@@ -18,7 +18,7 @@ import threading
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from tickvault import deadletters
 from tickvault.errors import Refused, StateHeld
@@ -26,7 +26,7 @@ from tickvault.model import Gap
 from tickvault.segments import full_disk_translated
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from tickvault.deadletters import Letter
@@ -391,6 +391,12 @@ class State:
         with self._lock:
             return _gaps(self._db)
 
+    def known(self, gaps: Iterable[Gap]) -> tuple[Gap, ...]:
+        """Return those of some gaps that are written, as they are."""
+        sql = "SELECT * FROM gaps WHERE scope = ? AND subject = ? AND opened_ns = ?"
+        with self._lock:
+            return tuple(_gap(row) for gap in gaps for row in self._db.execute(sql, gap.key))
+
     # -- outbox
 
     def _enqueue(self, db: sqlite3.Connection, notice: Notice, now_ns: int) -> None:
@@ -501,9 +507,12 @@ def _held_from(cursor: Cursor) -> int:
 
 
 def _gaps(db: sqlite3.Connection) -> tuple[Gap, ...]:
-    rows = db.execute("SELECT * FROM gaps ORDER BY opened_ns").fetchall()
-    gaps = (Gap(**dict(zip(Gap.__slots__, row, strict=True))) for row in rows)
-    return tuple(replace(gap, planned=bool(gap.planned)) for gap in gaps)
+    return tuple(_gap(row) for row in db.execute("SELECT * FROM gaps ORDER BY opened_ns").fetchall())
+
+
+def _gap(row: tuple[Any, ...]) -> Gap:
+    gap = Gap(**dict(zip(Gap.__slots__, row, strict=True)))
+    return replace(gap, planned=bool(gap.planned))
 
 
 def _body(notice: Notice, recorder_id: str) -> dict[str, object]:

@@ -506,7 +506,7 @@ def check(case: Case, played: Played) -> None:
     assert set(ends[len(case.ends) :]) <= {case.again}
     failed = [body["reason"] for body in played.of("conn", "failed")]
     assert failed == list(case.failed) or (case.races and set(failed) == {"token_rejected"})
-    watched = {body["state"] for body in played.of("watch")}
+    watched = {body["state"] for body in played.of("watch") if "keys" not in body}
     assert case.watched <= watched <= case.watched | case.may
     told = [
         reason
@@ -521,7 +521,11 @@ def check(case: Case, played: Played) -> None:
     assert told == list(case.gaps or ["disconnected"] * min(max(len(told), fewest), 1 + len(ends)))
     gaps = {GAP_OF[state] for state in watched if state in GAP_OF}
     assert {reason for scope, reason in played.gaps if scope == "segment"} == gaps
-    assert {scope for scope, _ in played.gaps} <= {"connection", "segment"}
+    assert {scope for scope, _ in played.gaps} <= {"connection", "segment", "instrument"}
+    missing = {key for body in played.of("watch", "missing") for key in body["keys"]}
+    unserved = 0 if "refused" in watched else sum(case.problems.values())
+    assert len(missing) == unserved, "keys that are not served, while others are, are gaps of their own"
+    assert missing <= played.subjects
     log = {
         "feed.closed": bool(ends),
         "feed.failed": bool(failed),

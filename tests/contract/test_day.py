@@ -135,6 +135,38 @@ def test_a_key_that_a_new_connection_did_not_bring_again_is_missing(vault: Vault
     assert [(late.instrument_key, late.lost_ns) for late in one.late] == [(OTHER, AT_NS + 31 * S)]
 
 
+def missing(at_s: float, since_s: float, *keys: str) -> Fact:
+    detail = "no data of it: never"
+    return fact(
+        "watch", at_s, conn=1, state="missing", since_ns=AT_NS + int(since_s * S), keys=list(keys), detail=detail
+    )
+
+
+def test_an_instrument_that_was_not_served_for_a_while_is_named(vault: Vault) -> None:
+    """Lost with a connection and back with another; late; and one that never came is told once."""
+    vault.journal.append([calendar(0, 10, 110)])
+    subscribe(vault, KEY, OTHER, "NSE_EQ|C", "NSE_EQ|D")
+    trade(vault, 1.5, 20, KEY, OTHER)
+    vault.journal.append([missing(18, 1, "NSE_EQ|C", "NSE_EQ|D")])
+    vault.journal.append([fact("watch", 50, conn=1, state="delivering", keys=["NSE_EQ|D"])])
+    again = fact("conn", 60, conn=2, state="open"), fact("sub", 60, conn=2, keys=[KEY, OTHER, "NSE_EQ|C", "NSE_EQ|D"])
+    vault.journal.append([*again, missing(69, 61, OTHER), fact("watch", 80, conn=2, state="delivering", keys=[OTHER])])
+    trade(vault, 80.5, 112, KEY, OTHER, "NSE_EQ|D")
+    vault.journal.append([fact("stop", 112)])
+    deliver(vault)
+    one = look(vault)
+    assert one.why == (
+        "1 of the subscribed instruments never seen: NSE_EQ|C",
+        "2 of the subscribed instruments not served for a while: NSE_EQ|D (40.0 s), NSE_EQ|B (19.0 s)",
+    )
+    assert [(key.instrument_key, key.seconds, key.from_ns, key.to_ns) for key in one.absent] == [
+        ("NSE_EQ|C", 100.0, AT_NS + 10 * S, AT_NS + 110 * S),
+        ("NSE_EQ|D", 40.0, AT_NS + 10 * S, AT_NS + 50 * S),
+        (OTHER, 19.0, AT_NS + 61 * S, AT_NS + 80 * S),
+    ]
+    assert one.segments[0].recorded_s == 100.0
+
+
 def test_a_run_that_is_gone_ended_at_its_last_commit(vault: Vault) -> None:
     """Nobody was there to say so."""
     vault.journal.append([calendar(0, 10, 110)])

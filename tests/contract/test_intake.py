@@ -314,3 +314,23 @@ def test_what_is_queued_is_what_is_journalled() -> None:
     """The two kinds of items."""
     assert Received(1, 2, b"x").payload == b"x"
     assert Fact("alive", {}).at_ns is None
+
+
+def test_instruments_that_go_and_come_together_are_one_event() -> None:
+    """There may be thousands; each moment's are told once, under an id that follows from them."""
+    gaps = [
+        Gap(
+            scope="instrument", subject=f"NSE_EQ|{n:04}", opened_ns=5 + n % 2, closed_ns=None, reason="r", planned=False,
+            detail="d",
+        )
+        for n in range(5000)
+    ]  # fmt: skip
+    one, two = intakes.gap_notices(gaps, known=(), recorder_id="r", seq=1)
+    assert (one.event, one.from_ns, one.to_ns) == ("gap.opened", 5, 5)
+    assert one.message == "instrument gap: r (2,500: NSE_EQ|0000, NSE_EQ|0002, NSE_EQ|0004, …)"
+    again = intakes.gap_notices(gaps[::-1], known=(), recorder_id="r", seq=1)
+    assert {other.id for other in again} == {one.id, two.id}
+    over = [replace(gap, closed_ns=9) for gap in gaps]
+    [closed] = intakes.gap_notices(over, known=gaps, recorder_id="r", seq=1)
+    assert (closed.event, closed.from_ns, closed.to_ns) == ("gap.closed", 5, 9)
+    assert closed.id not in {one.id, two.id}

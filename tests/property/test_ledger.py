@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -26,9 +27,10 @@ SESSIONS = st.builds(
     ),
 ).map(lambda one: Sessions.of(one.body()))
 
+INSTRUMENTS = st.lists(st.sampled_from(("NSE_EQ|A", "NSE_EQ|B", "NSE_FO|1")))
 SOCKETS = st.just(1) | st.integers(2, 3)
 ASKED = st.fixed_dictionaries(
-    {"conn": st.integers(1, 4), "keys": st.lists(st.sampled_from(("NSE_EQ|A", "NSE_EQ|B", "NSE_FO|1")))},
+    {"conn": st.integers(1, 4), "keys": INSTRUMENTS},
     optional={"socket": SOCKETS},
 )
 
@@ -65,7 +67,12 @@ BODIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     ),
     "disk_full": st.fixed_dictionaries({"state": st.sampled_from(("full", "room"))}),
     "watch": st.fixed_dictionaries(
-        {"state": st.sampled_from(("silent", "fresh", "brown_out", "usual", "refused", "served", "?"))},
+        {
+            "state": st.sampled_from(
+                ("silent", "fresh", "brown_out", "usual", "refused", "served", "missing", "delivering", "?")
+            ),
+            "keys": INSTRUMENTS,
+        },
         optional={
             "since_ns": TIMES.map(lambda at: at * S),
             "segments": st.lists(st.sampled_from(SEGMENTS)),
@@ -134,6 +141,25 @@ def test_gaps_of_a_subject_neither_overlap_nor_run_backwards(events: list[Event]
                 over.add((gap.scope, gap.subject, gap.opened_ns))
         assert set(ledger.open) == set(open_gaps.values())
     assert Ledger(events).open == ledger.open
+
+
+@given(histories(steps=False))
+def test_an_instrument_is_missing_from_when_it_is_told_to_when_it_delivers(events: list[Event]) -> None:
+    """Or the recorder ends; whatever else happens, and never as a loss of its segment."""
+    ledger, missing, running = Ledger(), set[str](), True
+    for event in events:
+        ledger.apply(event)
+        if event.kind in {"start", "stop"} and not event.body.get("purpose"):
+            missing, running = set(), event.kind == "start"
+        elif running and event.body.get("state") == "missing" and event.kind == "watch":
+            missing |= set(event.body["keys"])
+        elif running and event.body.get("state") == "delivering" and event.kind == "watch":
+            missing -= set(event.body["keys"])
+        if not ledger.sessions.windows:  # then every hour counts
+            assert {gap.subject for gap in ledger.open if gap.scope == "instrument"} == missing
+    told = {"missing", "delivering"}
+    without = [replace(one, body={"state": "?"}) if one.body.get("state") in told else one for one in events]
+    assert intervals(events, 0, 3000 * S) == intervals(without, 0, 3000 * S)
 
 
 @given(histories())

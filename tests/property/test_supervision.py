@@ -12,6 +12,7 @@ from tickvault.brokers.upstox.observe import RawFrame
 from tickvault.brokers.upstox.plan import chunks
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.brokers.upstox.supervision import Supervision
+from tickvault.brokers.upstox.transitions import State
 from tickvault.brokers.upstox.watch import Watch
 from tickvault.model import Mode, Subscription
 
@@ -76,3 +77,34 @@ def test_nothing_that_comes_is_an_error(payloads: list[bytes], step_s: float) ->
         supervision.expects(now_ns)
     json.dumps(supervision.take_facts())
     assert supervision.keys.delivering <= len(KEYS)
+
+
+def test_keys_that_go_missing_are_facts() -> None:
+    """As many in each as in a request, told once; and not while nothing at all is served, which is one of its own."""
+    wanted = [Subscription(instrument_key=f"NSE_EQ|{n}", mode=Mode.FULL) for n in range(1200)]
+    supervision, requests = Supervision(Watch()), chunks(wanted)
+    supervision.connected(1, requests, 0.0, AT_NS)
+    for number in range(len(requests)):
+        supervision.subscribed(number, 0.0)
+
+    def digest(at_s: float, *delivering: str) -> list[dict[str, object]]:
+        message = pb.FeedResponse(type=pb.live_feed, currentTs=AT_NS // 1_000_000)
+        for key in delivering:
+            message.feeds[key].ltpc.ltp = 1.0
+        frame = RawFrame(conn=1, received_ns=AT_NS, received_s=at_s, payload=message.SerializeToString())
+        supervision.digest(supervision.observe([frame]), at_s, AT_NS + int(at_s * 1e9), reading=True)
+        return [one for one in supervision.take_facts() if "keys" in one]
+
+    supervision.moved(State.SNAPSHOTS, State.MUTE, AT_NS)
+    assert digest(20.0) == []
+    assert digest(21.0, "NSE_EQ|0") == []
+    supervision.moved(State.MUTE, State.LIVE, AT_NS)
+    assert digest(22.0) == []
+    assert digest(23.0) == []
+    found = digest(31.0)
+    assert [(one["state"], len(one["keys"]), one["since_ns"]) for one in found] == [  # type: ignore[arg-type]
+        ("missing", size, AT_NS) for size in (500, 500, 199)
+    ]
+    assert digest(32.0) == []
+    back = digest(33.0, "NSE_EQ|7", "NSE_EQ|8")
+    assert [(one["state"], one["keys"]) for one in back] == [("delivering", ["NSE_EQ|7", "NSE_EQ|8"])]

@@ -181,3 +181,57 @@ def test_report_is_bounded() -> None:
     assert (report.silent[Why.NEVER].count, len(report.silent[Why.NEVER].sample)) == (1000, 20)
     accounts.note(seen(*(f"NSE_EQ|{n}" for n in range(1000))))
     assert len(accounts.report(LATE_S, OPEN).oldest) == 20
+
+
+def test_a_key_goes_missing_once_and_is_found_once() -> None:
+    """Since it was asked for; told when its time is over."""
+    accounts = opened(*full("NSE_EQ|A", "NSE_EQ|B"), at_s=2.0)
+    accounts.note(seen("NSE_EQ|A"))
+    assert accounts.missing(2.0 + PATIENCE_S - 0.1, OPEN) == {}
+    assert accounts.missing(2.0 + PATIENCE_S, OPEN) == {(Why.NEVER, 2.0): ["NSE_EQ|B"]}
+    assert accounts.missing(100.0, OPEN) == {}
+    assert accounts.found() == ([], [])
+    accounts.note(seen("NSE_EQ|B"))
+    assert accounts.found() == (["NSE_EQ|B"], [])
+    assert accounts.found() == ([], [])
+
+
+@pytest.mark.parametrize("phase", [Phase.CLOSED, Phase.PRE_OPEN, Phase.QUIET, Phase.CLOSING])
+def test_a_key_whose_market_does_not_trade_is_not_missing(phase: Phase) -> None:
+    """It is due from the open on, and has its time then."""
+    accounts = opened(*full("NSE_EQ|A"))
+    assert accounts.missing(500.0, {"NSE_EQ": phase}) == {}
+    assert accounts.missing(501.0, OPEN) == {}
+    assert accounts.missing(500.0 + PATIENCE_S, OPEN) == {(Why.NEVER, 500.0): ["NSE_EQ|A"]}
+
+
+def test_what_is_missing_stays_so_on_the_next_connection() -> None:
+    """Until it delivers there; or is no longer wanted, there or before."""
+    accounts = opened(*full("NSE_EQ|A", "NSE_EQ|B", "NSE_EQ|C"))
+    assert sum(map(len, accounts.missing(LATE_S, OPEN).values())) == 3
+    accounts.drop(["NSE_EQ|C"])
+    assert accounts.found() == ([], ["NSE_EQ|C"])
+    opened(*full("NSE_EQ|A"), accounts=accounts, at_s=20.0)
+    assert accounts.found() == ([], ["NSE_EQ|B"])
+    assert accounts.missing(20.0 + LATE_S, OPEN) == {}
+    accounts.note(seen("NSE_EQ|A"))
+    assert accounts.found() == (["NSE_EQ|A"], [])
+
+
+def test_what_two_connections_have_not_served_has_been_due_since_the_first() -> None:
+    """And the second has its time all the same."""
+    accounts = opened(*full("NSE_EQ|A"))
+    opened(*full("NSE_EQ|A"), accounts=accounts, at_s=6.0)
+    assert accounts.missing(PATIENCE_S, OPEN) == {}
+    assert accounts.missing(6.0 + PATIENCE_S, OPEN) == {(Why.NEVER, 0.0): ["NSE_EQ|A"]}
+
+
+def test_while_absence_says_nothing_no_key_goes_missing() -> None:
+    """Patience begins anew; of what went by unobserved nothing is known."""
+    accounts = opened(*full("NSE_EQ|A"))
+    assert accounts.missing(100.0, OPEN, held=True) == {}
+    assert accounts.missing(100.0 + PATIENCE_S - 0.1, OPEN) == {}
+    assert accounts.missing(100.0 + PATIENCE_S, OPEN) == {(Why.NEVER, 0.0): ["NSE_EQ|A"]}
+    accounts.overlook()
+    assert accounts.found() == (["NSE_EQ|A"], [])
+    assert accounts.missing(1000.0, OPEN) == {}

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tickvault.ledger import KINDS, MEANINGS, Interval, Ledger, Sessions, State, intervals
 from tickvault.model import Event
 
@@ -371,6 +373,53 @@ def test_a_segment_has_one_gap_at_a_time() -> None:
         ("segment", "NSE_FO", "silent", 25, None),
         ("segment", "NSE_EQ", "brown_out", 40, 50),
     ]
+
+
+def keys(at_s: float, state: str, *named: str, **more: object) -> Event:
+    return beat("watch", at_s, state=state, segments=[], keys=list(named), detail="no data of it: never", **more)
+
+
+def test_an_instrument_that_is_not_served_is_a_gap_of_its_own() -> None:
+    """From when it was asked for to when it delivers, over whatever becomes of the connection, while its market trades."""
+    lost = keys(29, "missing", EQ, FO, since_ns=21 * S)
+    events = [*BOTH, calendar(13, (20, 100)), lost, closed(40, 1), *up(41, 3, EQ), keys(60, "delivering", EQ)]
+    instrument = ("instrument", EQ, "subscription_refused", 21, 60)
+    assert instrument in gaps_of(*events)
+    assert [gap.subject for gap in Ledger(events).open] == [FO]
+    again = sub(70, 2, FO, kind="unsub", **SECOND), sub(70, 2, FO, **SECOND)  # to ask once more is not to give up
+    assert [gap.subject for gap in Ledger([*events, *again]).open] == [FO]
+    assert [gap.closed_ns for gap in Ledger(events).apply(beat("stop", 80))] == [80 * S]
+    assert states(intervals(events, 20 * S, 60 * S, segment="NSE_EQ")) == [
+        ("recorded", 20, 40),
+        ("disconnected", 40, 41),
+        ("recorded", 41, 60),
+    ]
+
+
+def test_an_instrument_is_missed_while_its_market_trades() -> None:
+    """In each session anew, as long as nothing comes of it."""
+    events = [*START, calendar(13, (20, 100), (200, 300)), keys(29, "missing", EQ, since_ns=11 * S)]
+    assert gaps_of(*events, keys(250, "delivering", EQ))[1:] == [
+        ("instrument", EQ, "subscription_refused", 20, 100),
+        ("instrument", EQ, "subscription_refused", 200, 250),
+    ]
+    ledger = Ledger(events)
+    assert [ledger.passed(at_s * S) for at_s in (30, 99, 150, 199)][:2] == [[], []]
+    assert [gap.opened_ns for gap in ledger.passed(200 * S)] == [200 * S]
+
+
+def test_thousands_of_instruments_cost_nothing_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit asks what time has changed; it does not go through them all."""
+    named = [f"NSE_EQ|{n}" for n in range(5000)]
+    ledger = Ledger(
+        [*START, calendar(13, (20, 100)), *(keys(29, "missing", *named[n : n + 500]) for n in range(0, 5000, 500))]
+    )
+    assert len(ledger.open) == 5000
+    ledger.passed(30 * S)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_told", None)
+        assert ledger.passed(99 * S) == []
+    assert len(ledger.passed(100 * S)) == 5000
 
 
 def test_a_refused_subscription_and_a_full_disk_are_gaps() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.text import Text
@@ -16,13 +16,18 @@ from tickvault.errors import ConfigurationError
 from tickvault.model import IST
 
 if TYPE_CHECKING:
-    from tickvault.day import Day, Late
+    from collections.abc import Sequence
+
+    from tickvault.day import Absent, Day, Late, Missing, StoreDay
     from tickvault.settings import Settings
 
 __all__ = ["day", "show"]
 
 _SHOWN: Final = 10  # lines of a list that may be long
 
+_UNKNOWN_HOURS: Final = (
+    "the exchanges' hours of this day are not known: judged from the first answer of the broker to the last commit"
+)
 _DATE: Final = "Date in India, as YYYY-MM-DD; default today."
 
 
@@ -68,61 +73,73 @@ def _show(one: Day) -> None:
     verdict = Text("COMPLETE", "bold green") if one.complete else Text("INCOMPLETE", "bold red")
     render.console().print(Text(f"{one.date.isoformat()} "), verdict, sep="", soft_wrap=True)
     for words in one.why:
-        render.console().print(Text(f"  {words}"), soft_wrap=True)
+        render.paragraph(words)
     if not one.hours_known:
-        render.console().print(
-            Text(
-                "  the exchanges' hours of this day are not known: judged from the first connection to the last commit"
-            ),
-            soft_wrap=True,
-        )
-    if one.segments:
-        render.table(
-            ("segment", "keys", "session", "recorded", "missing"),
-            [
-                (part.segment, part.keys, _s(part.session_s), _s(part.recorded_s), _s(part.session_s - part.recorded_s))
-                for part in one.segments
-            ],
-        )
+        render.paragraph(_UNKNOWN_HOURS)
+    segments = [
+        (part.segment, part.keys, _s(part.session_s), _s(part.recorded_s), _s(part.session_s - part.recorded_s))
+        for part in one.segments
+    ]
+    _list(("segment", "keys", "session s", "recorded s", "missing s"), segments, limit=len(segments))
+    everywhere = {part.segment for part in one.segments if part.session_s}
     _list(
-        ("from", "to", "seconds", "reason", "segments", "detail"),
+        ("from", "to", "seconds", "reason", "where and why"),
         [
-            (_clock(gap.from_ns), _clock(gap.to_ns), _s(gap.seconds), gap.reason, " ".join(gap.segments), gap.detail)
+            (_clock(gap.from_ns), _clock(gap.to_ns), _s(gap.seconds), gap.reason, _where(gap, everywhere))
             for gap in one.missing
         ],
     )
+    _list(("instrument", "missing s", "why"), _instruments(one))
+    rows = [("recorded", one.rows, "", "", "", ""), *(_store_row(at) for at in one.stores)]
     _list(
-        ("instrument", "first tick"),
-        [(key.instrument_key, _first_tick(key)) for key in one.late],
-    )
-    rows = [
-        ("recorded", one.rows, "", "", "", ""),
-        *((at.name, at.rows, at.behind, at.refused, at.state, at.detail) for at in one.stores),
-    ]
-    render.table(
-        ("rows", *one.rows, "frames behind", "refused", "state", "detail"),
+        ("rows", *(name.removeprefix("market_") for name in one.rows), "behind", "refused", "state", "detail"),
         [(name, *(f"{count:,}" for count in counts.values()), *rest) for name, counts, *rest in rows],
+        limit=len(rows),
     )
 
 
-def _first_tick(late: Late) -> str:
-    if late.after_s is None:
-        return "never"
-    if late.lost_ns is not None:
-        return f"none since it was subscribed to again at {_clock(late.lost_ns)}"
-    return f"{late.after_s:,.1f} s after it was asked for"
+def _where(gap: Missing, everywhere: set[str]) -> str:
+    where = "all" if set(gap.segments) >= everywhere else " ".join(gap.segments)
+    return f"{where}: {gap.detail}" if gap.detail else where
 
 
-def _list(headers: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+def _instruments(one: Day) -> list[tuple[str, str, str]]:
+    """Return a line for each instrument that is not as it should be, first what makes the day incomplete."""
+    absent = {key.instrument_key: key for key in one.absent}
+    late = {key.instrument_key: key for key in one.late}
+    worst = [key for key, found in late.items() if found.after_s is None or found.lost_ns is not None]
+    return [
+        (key, _s(absent[key].seconds) if key in absent else "", _why(late.get(key), absent.get(key)))
+        for key in dict.fromkeys([*worst, *absent, *late])
+    ]
+
+
+def _why(late: Late | None, absent: Absent | None) -> str:
+    span = "" if absent is None else f"{_clock(absent.from_ns)} to {_clock(absent.to_ns)}: {absent.detail}"
+    if late is not None and late.after_s is None:
+        return f"never seen; {span}" if span else "never seen"
+    if late is not None and late.lost_ns is not None:
+        return span or f"none since it was subscribed to again at {_clock(late.lost_ns)}"
+    if late is not None and late.after_s is not None and not span:
+        return f"first tick {late.after_s:,.1f} s after it was asked for"
+    return span
+
+
+def _store_row(at: StoreDay) -> tuple[Any, ...]:
+    return at.name, at.rows, f"{at.behind:,}", f"{at.refused:,}", at.state, at.detail
+
+
+def _list(headers: tuple[str, ...], rows: Sequence[Sequence[object]], *, limit: int = _SHOWN) -> None:
     """Print the first lines of a list that may be long; --json has them all."""
     if rows:
-        render.table(headers, rows[:_SHOWN])
-    if len(rows) > _SHOWN:
-        render.console().print(Text(f"  and {len(rows) - _SHOWN:,} more; --json has them all"), soft_wrap=True)
+        render.console().print()
+        render.listing(headers, rows[:limit])
+    if len(rows) > limit:
+        render.paragraph(f"and {len(rows) - limit:,} more; --json has them all")
 
 
 def _s(seconds: float) -> str:
-    return f"{seconds:,.1f} s"
+    return f"{seconds:,.1f}"
 
 
 def _clock(at_ns: int) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tickvault.ledger.outages import subject_of
 from tickvault.ledger.sessions import FOREVER_NS
+from tickvault.ledger.told import keys_of, subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,8 +54,8 @@ def carriers(events: Iterable[Event]) -> list[Carried]:
             seen.clear()
             start_ns = event.at_ns
             continue
-        subject, keys = subject_of(event), event.body.get("keys")
-        for key in map(str, keys if isinstance(keys, list) else ()):
+        subject = subject_of(event)
+        for key in keys_of(event):
             if event.kind == "unsub":
                 end(key, subject, event.at_ns)
             else:

@@ -42,6 +42,7 @@ class Ledger:
         self._outages = Outages()
         self._followed: dict[tuple[str, str], _Followed] = {}
         self._trading: dict[frozenset[str], Spans] = {}
+        self._due_ns = -FOREVER_NS  # before then no session begins or ends
         for event in events:
             self.apply(event)
 
@@ -67,14 +68,24 @@ class Ledger:
             changed += self._correct(event.at_ns)
         for outage in self._outages.apply(event):
             changed += self._take(outage)
+        self._due_ns = -FOREVER_NS
         return _latest([*changed, *self.passed(event.at_ns)])
 
     def passed(self, now_ns: int) -> list[Gap]:
         """Return the gaps that began or ended because a session did, up to now; told or not, they come out the same."""
+        if now_ns < self._due_ns:
+            return []
         changed: list[Gap] = []
         for followed in self._followed.values():
             changed += self._told(followed, max(now_ns, followed.outage.gap.opened_ns))
+        self._due_ns = self._next_ns(now_ns)
         return changed
+
+    def _next_ns(self, now_ns: int) -> int:
+        """Return when the next session begins or ends that an outage may be told by."""
+        concerned = {followed.outage.segments for followed in self._followed.values()}
+        edges = (at_ns for one in concerned for span in self._windows(one, now_ns, FOREVER_NS) for at_ns in span)
+        return min((at_ns for at_ns in edges if at_ns > now_ns), default=FOREVER_NS)
 
     def _take(self, outage: Outage) -> list[Gap]:
         key, closed_ns = (outage.gap.scope, outage.gap.subject), outage.gap.closed_ns

@@ -6,9 +6,9 @@ Where several states hold at once, the first of `State` is told: it explains the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from tickvault.ledger.outages import SINK, Outages
+from tickvault.ledger.outages import INSTRUMENT, SINK, Outages
 from tickvault.ledger.sessions import FOREVER_NS, Sessions
 from tickvault.ledger.states import KINDS, ORDER, State
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from tickvault.model import Event, Gap
 
 __all__ = ["Interval", "intervals"]
+
+# Gaps that say nothing of a segment as a whole.
+_ELSEWHERE: Final = frozenset({SINK, INSTRUMENT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +65,11 @@ def intervals(
         if event.kind == "calendar":
             sessions = sessions.then(Sessions.of(event.body))
         told = outages.apply(event)
-        ended += [one for one in told if one.gap.closed_ns is not None and one.gap.scope != SINK]
+        ended += [one for one in told if one.gap.closed_ns is not None and one.gap.scope not in _ELSEWHERE]
     spans = [
         (outage.gap.opened_ns, _end_ns(outage.gap), State(outage.gap.reason), outage.words)
         for outage in [*ended, *outages.open.values()]
-        if segment is None or not outage.segments or segment in outage.segments
+        if outage.gap.scope not in _ELSEWHERE and (segment is None or not outage.segments or segment in outage.segments)
     ]
     begun_ns = FOREVER_NS if outages.first_ns is None else outages.first_ns
     spans.append((-FOREVER_NS, begun_ns, State.RECORDER_DOWN, "not begun"))

@@ -9,19 +9,28 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from tickvault.ledger.states import ORDER, State
+from tickvault.ledger.told import (
+    FEED,
+    integer,
+    keys_of,
+    name_of,
+    segments_of,
+    socket_of,
+    subject_of,
+    text,
+    words_of,
+)
 from tickvault.model import Gap, segment_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from tickvault.model import Event
 
-__all__ = ["PRUNED", "SINK", "Outage", "Outages", "subject_of"]
+__all__ = ["INSTRUMENT", "PRUNED", "SINK", "Outage", "Outages"]
 
 SINK: Final = "sink"  # scope of a gap in one store only: what it misses was recorded
+INSTRUMENT: Final = "instrument"
 PRUNED: Final = "pruned"
 
-_FEED: Final = "feed"
 _NOTHING: Final[frozenset[str]] = frozenset()
 # Endings that are no loss: we closed it, and meant to.
 _MEANT: Final = frozenset({"stopped", "replaced"})
@@ -43,9 +52,9 @@ class Outage:
     @property
     def words(self) -> str:
         """What is the matter; on another socket than the first, on which."""
-        _, further, number = self.gap.subject.rpartition(f"{_FEED} ")
+        _, further, number = self.gap.subject.rpartition(f"{FEED} ")
         named = further and self.gap.scope in ("connection", "segment")
-        return f"{_FEED} {number}: {self.gap.detail}" if named else self.gap.detail
+        return f"{FEED} {number}: {self.gap.detail}" if named else self.gap.detail
 
 
 @dataclass(slots=True)
@@ -97,7 +106,7 @@ class Outages:
         if event.kind == "skipped":
             return [self._skipped(event)]
         if event.body.get("purpose"):  # opened for something else: nobody recorded, before or after
-            self.crashed_ns = self.crashed_ns or _int(event.body.get("last_ns"))
+            self.crashed_ns = self.crashed_ns or integer(event.body.get("last_ns"))
             return []
         self.first_ns = event.at_ns if self.first_ns is None else self.first_ns
         changed: list[Outage] = []
@@ -126,7 +135,7 @@ class Outages:
                 return self._watch(event)
             case "disk_full", "full":
                 since_ns = self._since_ns(event)
-                return self._begin("recorder", "disk", since_ns, State.DISK_FULL, _text(event.body.get("detail")))
+                return self._begin("recorder", "disk", since_ns, State.DISK_FULL, text(event.body.get("detail")))
             case "disk_full", "room":
                 return self._end("recorder", "disk", event.at_ns)
             case _:
@@ -136,7 +145,7 @@ class Outages:
 
     def _start(self, event: Event) -> list[Outage]:
         """Close what a crash left open, and write down the time between two runs."""
-        last_ns = self.stopped_ns or _int(event.body.get("last_ns"))
+        last_ns = self.stopped_ns or integer(event.body.get("last_ns"))
         changed = self._close_all(last_ns)
         clean = bool(event.body.get("clean"))
         if last_ns:
@@ -146,13 +155,13 @@ class Outages:
             changed.append(Outage(down, self.segments))
         self.stopped_ns, self.crashed_ns = None, 0
         self._begun_ns = event.at_ns
-        self._lines = {_FEED: _Line()}
+        self._lines = {FEED: _Line()}
         self._watched.clear()
         return changed + self._settle(event.at_ns)
 
     def _stalled(self, event: Event) -> list[Outage]:
         """Write down the time in which nothing was committed and no heartbeat came, over already."""
-        still_ns = _int(event.body.get("for_ns"))
+        still_ns = integer(event.body.get("for_ns"))
         since_ns = min(event.at_ns, max(self.now_ns, event.at_ns - still_ns))
         stalled = _gap(
             "recorder", "", since_ns, State.RECORDER_STALLED, f"nothing committed for {still_ns / 1e9:.1f} s"
@@ -161,7 +170,7 @@ class Outages:
 
     def _stepped_back(self, event: Event) -> list[Outage]:
         """The wall clock was set back, and an hour comes twice: what is open is open in both."""
-        from_ns, to_ns = _int(event.body.get("from_ns")), _int(event.body.get("to_ns"))
+        from_ns, to_ns = integer(event.body.get("from_ns")), integer(event.body.get("to_ns"))
         changed: list[Outage] = []
         for outage in list(self.open.values()):
             changed += self._end(outage.gap.scope, outage.gap.subject, from_ns)
@@ -171,22 +180,22 @@ class Outages:
         return changed
 
     def _lost(self, event: Event) -> list[Outage]:
-        from_ns, to_ns = _int(event.body.get("from_ns")), _int(event.body.get("to_ns"))
+        from_ns, to_ns = integer(event.body.get("from_ns")), integer(event.body.get("to_ns"))
         from_ns = from_ns or self.now_ns or event.at_ns
         to_ns = max(to_ns or event.at_ns, from_ns)
         frames = f"frames {event.body.get('from')}-{event.body.get('to')}"
-        gap = replace(_gap("recorder", frames, from_ns, State.LOST, _text(event.body.get("reason"))), closed_ns=to_ns)
+        gap = replace(_gap("recorder", frames, from_ns, State.LOST, text(event.body.get("reason"))), closed_ns=to_ns)
         return [Outage(gap, self.segments)]
 
     def _skipped(self, event: Event) -> Outage:
         """Frames were recorded, and pruned before one of the sinks had them: it was not in use then."""
-        from_ns = _int(event.body.get("from_ns")) or event.at_ns
+        from_ns = integer(event.body.get("from_ns")) or event.at_ns
         frames = f"frames {event.body.get('from')}-{event.body.get('to')} were pruned before it had them"
         gap = Gap(
             scope=SINK,
-            subject=_text(event.body.get("sink")),
+            subject=text(event.body.get("sink")),
             opened_ns=from_ns,
-            closed_ns=max(from_ns, _int(event.body.get("to_ns"))),
+            closed_ns=max(from_ns, integer(event.body.get("to_ns"))),
             reason=PRUNED,
             planned=False,
             detail=frames,
@@ -228,20 +237,20 @@ class Outages:
 
     def _connected(self, event: Event) -> list[Outage]:
         line = self._line(event)
-        line.conn, line.served = _int(event.body.get("conn")), set()
+        line.conn, line.served = integer(event.body.get("conn")), set()
         line.serves, line.tells = False, "keys" in event.body
         return self._settle(event.at_ns)
 
     def _disconnected(self, event: Event) -> list[Outage]:
-        line, reason = self._line(event), _text(event.body.get("reason"))
-        if line.conn not in (None, _int(event.body.get("conn"))):
+        line, reason = self._line(event), text(event.body.get("reason"))
+        if line.conn not in (None, integer(event.body.get("conn"))):
             return []  # one that another has replaced already
         if reason in _MEANT:
             del self._lines[subject_of(event)]
             return self._end("connection", subject_of(event), event.at_ns)
         line.conn, line.serves, line.served = None, False, set()
         line.state = State.OVERRUN if reason == "overrun" else State.DISCONNECTED
-        line.detail = _words(event)
+        line.detail = words_of(event)
         return self._settle(event.at_ns)
 
     def _failed(self, event: Event) -> list[Outage]:
@@ -254,12 +263,11 @@ class Outages:
         if not rejected and line.state is State.OVERRUN:
             return []
         line.state = State.TOKEN_REJECTED if rejected else State.DISCONNECTED
-        line.detail = _words(event)
+        line.detail = words_of(event)
         return self._settle(event.at_ns)
 
     def _subscribed(self, event: Event) -> list[Outage]:
-        line, number, named = self._line(event), _int(event.body.get("conn")), event.body.get("keys")
-        keys = set(map(str, named)) if isinstance(named, list) else set()
+        line, number, keys = self._line(event), integer(event.body.get("conn")), set(keys_of(event))
         if line.conn != number:  # its opening is no longer in the journal
             line.conn, line.served, line.tells = number, set(), False
         if event.kind == "sub":
@@ -276,18 +284,18 @@ class Outages:
     def _serves(self, event: Event) -> list[Outage]:
         """Note that a connection serves; what it has asked for by now is what it is for."""
         line = self._lines.get(subject_of(event))
-        if line is not None and line.conn == _int(event.body.get("conn")) and not line.serves:
+        if line is not None and line.conn == integer(event.body.get("conn")) and not line.serves:
             line.serves, line.wanted = True, set(line.served)
             self._note_segments()
         return self._settle(event.at_ns)
 
     def _note_segments(self) -> None:
-        self.segments = frozenset[str]().union(*(_segments(one.wanted) for one in self._lines.values()))
+        self.segments = frozenset[str]().union(*(segments_of(one.wanted) for one in self._lines.values()))
 
     def _settle(self, at_ns: int) -> list[Outage]:
         """Begin and end the outages of connections: one for each line whose keys nobody serves."""
         served = set[str]().union(*(line.served for line in self._lines.values() if line.serves))
-        refused = {_name(socket) for (_, socket), held in self._watched.items() if State.SUBSCRIPTION_REFUSED in held}
+        refused = {name_of(socket) for (_, socket), held in self._watched.items() if State.SUBSCRIPTION_REFUSED in held}
         changed: list[Outage] = []
         for subject, line in self._lines.items():
             # That it is refused is another gap, and says more.
@@ -296,7 +304,7 @@ class Outages:
                 self._begun_ns = None
                 changed += self._end("connection", subject, at_ns)
                 continue
-            segments = _segments(line.wanted) or line.segments
+            segments = segments_of(line.wanted) or line.segments
             since_ns, line.since_ns = at_ns if line.since_ns is None else line.since_ns, None
             changed += self._begin("connection", subject, since_ns, line.state, line.detail, segments)
             outage = self.open["connection", subject]
@@ -308,12 +316,14 @@ class Outages:
     # -- segments
 
     def _watch(self, event: Event) -> list[Outage]:
-        word, named, socket = _text(event.body.get("state")), event.body.get("segments"), _socket(event)
+        word, named, socket = text(event.body.get("state")), event.body.get("segments"), socket_of(event)
+        if word in {"missing", "delivering"}:
+            return self._begin_keys(event) if word == "missing" else self._end_keys(event)
         segments = [str(name) for name in named] if isinstance(named, list) and named else [""]
         for segment in segments:
             holding = self._watched.setdefault((segment, socket), {})
             if (begun := _WATCH_BEGINS.get(word)) is not None:
-                holding.setdefault(begun, (self._since_ns(event), _text(event.body.get("detail"))))
+                holding.setdefault(begun, (self._since_ns(event), text(event.body.get("detail"))))
             elif (ended := _WATCH_ENDS.get(word)) is not None:
                 for (name, other), each in self._watched.items():
                     if other == socket and segment in ("", name):
@@ -337,10 +347,23 @@ class Outages:
         segments = frozenset({segment}) if segment else _NOTHING
         return self._begin("segment", subject, since_ns, state, detail, segments)
 
+    # -- instruments
+
+    def _begin_keys(self, event: Event) -> list[Outage]:
+        since_ns, detail, state = self._since_ns(event), text(event.body.get("detail")), State.SUBSCRIPTION_REFUSED
+        return [
+            outage
+            for key in keys_of(event)
+            for outage in self._begin(INSTRUMENT, key, since_ns, state, detail, frozenset({segment_of(key)}))
+        ]
+
+    def _end_keys(self, event: Event) -> list[Outage]:
+        return [outage for key in keys_of(event) for outage in self._end(INSTRUMENT, key, event.at_ns)]
+
     # -- one outage a subject
 
     def _since_ns(self, event: Event) -> int:
-        since_ns = _int(event.body.get("since_ns"))
+        since_ns = integer(event.body.get("since_ns"))
         return min(since_ns, event.at_ns) if since_ns > 0 else event.at_ns
 
     def _begin(
@@ -380,38 +403,6 @@ def _gap(scope: str, subject: str, opened_ns: int, state: State, detail: str) ->
     )
 
 
-def subject_of(event: Event) -> str:
-    """Return the name of the connection that an event tells of: the same over all that come in its place."""
-    return _name(_socket(event))
-
-
-def _name(socket: int) -> str:
-    return _FEED if socket == 1 else f"{_FEED} {socket}"
-
-
 def _of_socket(segment: str, socket: int) -> str:
     """Return how a segment's gap on a socket is called; the first socket is not named."""
-    return segment if socket == 1 else f"{segment} {_name(socket)}"
-
-
-def _socket(event: Event) -> int:
-    """Return which socket tells it; the first one does not say so."""
-    return max(1, _int(event.body.get("socket")))
-
-
-def _segments(keys: Iterable[str]) -> frozenset[str]:
-    return frozenset(segment_of(key) for key in keys)
-
-
-def _words(event: Event) -> str:
-    """Return what an event says of its cause."""
-    reason, code, detail = (event.body.get(name) for name in ("reason", "code", "detail"))
-    return str(reason or "") + (f" (code {code})" if code else "") + (f": {detail}" if detail else "")
-
-
-def _int(value: object) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    return segment if socket == 1 else f"{segment} {name_of(socket)}"

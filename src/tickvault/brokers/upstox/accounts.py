@@ -79,6 +79,8 @@ class _Account:
     request: int
     over: bool
     asked_s: float | None = None  # on this connection
+    due_s: float | None = None  # since when data of it is due: since it was asked for, or its excuse ended
+    unsure: bool = False  # its data may have gone by unobserved
     seen_s: float | None = None  # ever
     empty: bool = False
     served: bool = False  # on this connection
@@ -100,6 +102,8 @@ class Accounts:
         self._repeated: set[int] = set()
         self._requests = 0
         self._seen_s: dict[str, float] = {}  # on connections before
+        self._missing: set[str] = set()  # told as such
+        self._held_s = float("-inf")
 
     @property
     def answered(self) -> int:
@@ -109,8 +113,12 @@ class Accounts:
     def open(self, requests: Sequence[SubscribeRequest]) -> None:
         """Begin with a new connection, on which these requests will be made."""
         self._seen_s.update({key: one.seen_s for key, one in self._accounts.items() if one.seen_s is not None})
+        # What the connection before did not serve has been due since then.
+        due_s = {key: one.due_s for key, one in self._accounts.items() if not one.served}
         self._accounts, self._answered, self._repeated, self._requests = {}, set(), set(), 0
         self.extend(requests)
+        for key, account in self._accounts.items():
+            account.due_s = due_s.get(key)
 
     def extend(self, requests: Sequence[SubscribeRequest]) -> int:
         """Expect more requests on the same connection; return the number of the first of them."""
@@ -155,6 +163,12 @@ class Accounts:
         for account in self._accounts.values():
             if account.request == request:
                 account.asked_s = now_s
+                account.due_s = now_s if account.due_s is None else account.due_s
+
+    def overlook(self) -> None:
+        """Note that frames went by unobserved: of a key that has not delivered nothing is known on this connection."""
+        for account in self._accounts.values():
+            account.unsure |= account.asked_s is not None and not account.served
 
     def note(self, observation: Observation) -> bool:
         """Take in what a frame says; return whether it has data of a subscribed key."""
@@ -198,6 +212,40 @@ class Accounts:
             never_seen=_keys([key for key, account in self._accounts.items() if account.seen_s is None]),
             oldest=tuple((key, round(now_s - seen_s, 1)) for key, seen_s in oldest),
         )
+
+    def missing(
+        self, now_s: float, phases: Mapping[str, Phase], *, held: bool = False
+    ) -> dict[tuple[Why, float], list[str]]:
+        """Return the keys that do not deliver although they should, each once: by reason, and since when (monotonic).
+
+        Args:
+            now_s: monotonic clock.
+            phases: segment → what it is doing.
+            held: whether the absence of data says nothing of a key now; patience begins anew when that is over.
+        """
+        found: dict[tuple[Why, float], list[str]] = {}
+        no_plus = self._lacks_plus()
+        self._held_s = now_s if held else self._held_s
+        for key, account in self._accounts.items():
+            if account.served or account.unsure or key in self._missing:
+                continue
+            if account.asked_s is None or account.due_s is None:
+                continue
+            why = _why(account, phases.get(segment_of(key)), no_plus=no_plus)
+            if why in EXCUSES:
+                account.due_s = now_s
+            elif now_s - max(account.asked_s, account.due_s, self._held_s) >= self._patience_s:
+                found.setdefault((why, account.due_s), []).append(key)
+                self._missing.add(key)
+        return found
+
+    def found(self) -> tuple[list[str], list[str]]:
+        """Return the keys that were missing and deliver now, and those that are no longer subscribed to; each once."""
+        accounts = self._accounts
+        gone = [key for key in self._missing if key not in accounts]
+        back = [key for key in self._missing if key in accounts and (accounts[key].served or accounts[key].unsure)]
+        self._missing.difference_update(gone, back)
+        return sorted(back), sorted(gone)
 
     def _lacks_plus(self) -> bool:
         """Whether no key in full_d30 delivers while others do: what an account without the Plus plan looks like."""

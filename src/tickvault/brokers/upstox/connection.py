@@ -352,6 +352,8 @@ class Connection:
             self.tally.unobserved += lost
             seen = await asyncio.to_thread(self.supervision.observe, frames) if frames else []
             reading = self._is_reading() and not lost
+            if lost:
+                self.supervision.overlook()
             for event in self.supervision.digest(seen, self.monotonic_s(), self.clock_ns(), reading=reading):
                 self._tell(event)
             # While we do not read, the absence of data says nothing; definitions and requests go on.

@@ -17,32 +17,37 @@ class Condition(StrEnum):
     USUAL = "usual"
     REFUSED = "refused"
     SERVED = "served"
+    MISSING = "missing"
+    DELIVERING = "delivering"
 
     @property
     def alarms(self) -> bool:
-        """Whether something is the matter; else it is over."""
+        """Whether a segment is not served as it should be; else that is over, or it concerns single keys."""
         return self in (Condition.SILENT, Condition.BROWN_OUT, Condition.REFUSED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """A change, for the journal (kind `watch`)."""
+    """A change, for the journal (kind `watch`); of segments, or of the keys it names."""
 
     conn: int
     state: Condition
     since_ns: int
     segments: tuple[str, ...]
     detail: str
+    keys: tuple[str, ...] = ()
 
     @property
     def body(self) -> dict[str, object]:
         """Return it as JSON values."""
+        named = {"keys": list(self.keys)} if self.keys else {}
         return {
             "conn": self.conn,
             "state": self.state.value,
             "since_ns": self.since_ns,
             "segments": list(self.segments),
             "detail": self.detail,
+            **named,
         }
 
 

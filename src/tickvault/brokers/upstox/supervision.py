@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from tickvault.brokers.upstox.accounts import Accounts, KeyReport, Why
+from tickvault.brokers.upstox.accounts import SAMPLE, Accounts, KeyReport, Why
 from tickvault.brokers.upstox.events import Degraded, Delivered, Plain, Silent
+from tickvault.brokers.upstox.findings import Condition, Fact
 from tickvault.brokers.upstox.observe import Observer, Show
+from tickvault.brokers.upstox.plan import MAX_KEYS
 from tickvault.brokers.upstox.transitions import State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tickvault.brokers.upstox.events import Event
-    from tickvault.brokers.upstox.findings import Fact
     from tickvault.brokers.upstox.observe import Observation, RawFrame
     from tickvault.brokers.upstox.phases import Phase
     from tickvault.brokers.upstox.plan import SubscribeRequest
@@ -53,9 +54,11 @@ class Supervision:
         self._facts: list[Fact] = []
         self._reported_s = float("-inf")
         self._told: dict[Why, int] = {}
+        self._conn = 0
 
     def connected(self, conn: int, requests: Sequence[SubscribeRequest], now_s: float, now_ns: int) -> None:
         """Begin with a new connection."""
+        self._conn = conn
         self._accounts.open(requests)
         keys = [key for request in requests for key in request.keys]
         self._facts += self._watch.connected(conn, keys, now_s, now_ns)
@@ -113,7 +116,12 @@ class Supervision:
             events.append(Degraded(*verdict.degraded))
         if now_s - self._reported_s >= REPORT_S or verdict.facts:
             self._report(now_s, now_ns)
+            self._account(now_s, now_ns, reading=reading)
         return events
+
+    def overlook(self) -> None:
+        """Note that frames went by unobserved."""
+        self._accounts.overlook()
 
     def moved(self, before: State, after: State, now_ns: int) -> None:
         """Note that the session went from one state to another."""
@@ -130,8 +138,11 @@ class Supervision:
         """Return what is to be journalled, once."""
         facts, self._facts = self._facts, []
         for fact in facts:
-            body = {"conn": fact.conn, "state": fact.state.value, "segments": fact.segments, "detail": fact.detail}
-            (log.warning if fact.state.alarms else log.info)("feed.watch", **body)
+            told = {"conn": fact.conn, "state": fact.state.value, "detail": fact.detail}
+            if fact.keys:  # what is wrong with them is told as `feed.keys_silent`
+                log.info("feed.keys", **told, count=len(fact.keys), keys=list(fact.keys[:SAMPLE]))
+            else:
+                (log.warning if fact.state.alarms else log.info)("feed.watch", **told, segments=fact.segments)
         return [fact.body for fact in facts]
 
     def _report(self, now_s: float, now_ns: int) -> None:
@@ -144,3 +155,20 @@ class Supervision:
             if keys.count > self._told.get(why, 0):
                 self._told[why] = keys.count
                 log.warning("feed.keys_silent", why=why.value, count=keys.count, keys=list(keys.sample))
+
+    def _account(self, now_s: float, now_ns: int, *, reading: bool) -> None:
+        """Tell of keys that have gone missing, and that are no longer."""
+        # While nothing at all is served, that says it of every key.
+        held = not reading or self.watched.state is Condition.REFUSED
+        for (why, since_s), keys in self._accounts.missing(now_s, self.phases, held=held).items():
+            since_ns = now_ns - int((now_s - since_s) * 1e9)
+            self._facts += self._of_keys(Condition.MISSING, since_ns, keys, f"no data of it: {why.value}")
+        back, gone = self._accounts.found()
+        self._facts += self._of_keys(Condition.DELIVERING, now_ns, back, "")
+        self._facts += self._of_keys(Condition.DELIVERING, now_ns, gone, "no longer subscribed to")
+
+    def _of_keys(self, state: Condition, since_ns: int, keys: Sequence[str], detail: str) -> Iterator[Fact]:
+        """Return the facts of some keys, as many in each as in a request."""
+        for start in range(0, len(keys), MAX_KEYS):
+            named = tuple(keys[start : start + MAX_KEYS])
+            yield Fact(conn=self._conn, state=state, since_ns=since_ns, segments=(), detail=detail, keys=named)
