@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +19,7 @@ import structlog
 
 from tickvault.brokers.upstox.api import BrokerUnavailable, Failure, UpstoxApi
 from tickvault.brokers.upstox.connection import Change, Connection, End, Patience, Tally
+from tickvault.brokers.upstox.credentials import Credentials
 from tickvault.brokers.upstox.dial import connect
 from tickvault.brokers.upstox.events import Due, Event, Failed, Plain
 from tickvault.brokers.upstox.evictions import Evictions
@@ -28,7 +28,6 @@ from tickvault.brokers.upstox.plan import RateLimit, chunks
 from tickvault.brokers.upstox.renewal import is_renewal_time
 from tickvault.brokers.upstox.session import Session
 from tickvault.brokers.upstox.supervision import Supervision
-from tickvault.brokers.upstox.tokens import TokenSource, is_static, refuse, wait_changed
 from tickvault.brokers.upstox.transitions import Do, State
 from tickvault.brokers.upstox.watch import Watch
 from tickvault.errors import FeedUnavailable, TokenRefused
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from tickvault.brokers.upstox.findings import WatchReport
     from tickvault.brokers.upstox.freshness import WatchSettings
     from tickvault.brokers.upstox.phases import Phase
+    from tickvault.brokers.upstox.tokens import TokenSource
     from tickvault.model import Inbox, Subscription
 
 __all__ = ["Feed", "FeedState", "Patience"]
@@ -54,15 +54,6 @@ FeedState = State
 _T = TypeVar("_T")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class _Refused:
-    """The token that was refused last."""
-
-    token: str | None = field(default=None, repr=False)
-    words: str = ""
-    is_news: bool = False  # and nobody was told yet
 
 
 class Feed:
@@ -123,8 +114,7 @@ class Feed:
         self.reconnects = 0
         self.last_error: str | None = None
         self._tally = Tally()
-        self._api = api
-        self._tokens = tokens
+        self._credentials = Credentials(api, tokens)
         self._subscriptions = subscriptions
         self._inbox = inbox
         self._before_subscribe = before_subscribe
@@ -144,14 +134,11 @@ class Feed:
         self._session = Session(rate=self._rate, random=self._random, patience=self._patience)
         self._watch = Watch(calendar, watching, baseline, socket)
         self._supervision = Supervision(self._watch, accounts)
-        self._refused = _Refused()
         self._failed: tuple[Failure, str] | None = None
         self._first = untried and socket == 1  # a further one may open days later: its refusal is never the end
         self._hopeless: TokenRefused | None = None
         self._wanted: tuple[Subscription, ...] = ()
-        self._token = self._uri = ""  # of the attempt under way
-        self._used = ""  # the token that was authorized last
-        self._wants_token = False  # whether another token would end the pause
+        self._uri = ""  # of the attempt under way
 
     @property
     def state(self) -> State:
@@ -238,33 +225,33 @@ class Feed:
             return Plain.STOP if outcome is None else outcome
         await self._note_failure(outcome)
         first, self._first = self._first, False
-        if first and isinstance(outcome, TokenRefused) and is_static(self._tokens):
+        if first and isinstance(outcome, TokenRefused) and self._credentials.is_static:
             self._hopeless = outcome
             return Plain.HOPELESS
         if isinstance(outcome, TokenRefused):
-            self._wants_token = True
             return Failed(self._patience.refused_token_s)
         return Failed(outcome.retry_after_s or 0.0)
 
     async def _pause(self) -> Due | Plain:
         rest_s = max(0.0, max(self._session.timer_s or 0.0, self._away_until_s) - self._monotonic_s())
-        if not self._wants_token:
+        if not self._credentials.is_wanted:
             await asyncio.sleep(rest_s)
             return Due()
-        await wait_changed(self._tokens, self._refused.token or "", rest_s)
+        await self._credentials.wait_changed(rest_s)
         if self._monotonic_s() >= (self._session.timer_s or 0.0):
             return Due()
-        self._wants_token = False  # it is there; what is waited for now is the rate limit
+        self._credentials.is_wanted = False  # it is there; what is waited for now is the rate limit
         return Plain.RENEWED
 
     async def _attempt(self, do: Do) -> Plain | Connection | TokenRefused | FeedUnavailable:
         """Do one step of an attempt, or return why not; the last await is the one that opens, so nothing is left over."""
         try:
             if do is Do.PREPARE:
-                await self._prepare()
+                self._wanted = await self._subscriptions()
+                await self._credentials.take()
                 return Plain.PREPARED
             if do is Do.AUTHORIZE:
-                await self._authorize()
+                self._uri = await self._credentials.authorize()
                 return Plain.AUTHORIZED
             uri, self._uri = self._uri, ""
             ws = await connect(self._http, uri, self._patience.connect_s)
@@ -300,32 +287,13 @@ class Feed:
             self._upcoming = next(self._numbers)
         return self._upcoming
 
-    async def _prepare(self) -> None:
-        self._wanted = await self._subscriptions()
-        self._wants_token = True
-        try:
-            self._token = await self._tokens.token()
-        except TokenRefused as exc:
-            raise TokenRefused(self._refused.words or str(exc)) from None
-        self._wants_token = False
-        if self._token == self._refused.token:
-            raise TokenRefused(self._refused.words)
-
-    async def _authorize(self) -> None:
-        try:
-            self._uri = await self._api.authorize(self._token)
-        except TokenRefused as exc:
-            self._refused = _Refused(self._token, str(exc), refuse(self._tokens, self._token))
-            raise
-        self._used = self._token
-
     async def _note_failure(self, exc: TokenRefused | FeedUnavailable) -> None:
         if isinstance(exc, TokenRefused):
             reason = Failure.TOKEN_REJECTED
         else:
             reason = exc.reason if isinstance(exc, BrokerUnavailable) else Failure.UNREACHABLE
         self.last_error = str(exc)
-        is_news, self._refused.is_news = self._refused.is_news, False
+        is_news = self._credentials.take_news()
         if (reason, self.last_error) == self._failed and not is_news:
             return  # an outage of a night is one fact, not a thousand
         self._failed = (reason, self.last_error)
@@ -380,28 +348,21 @@ class Feed:
         """Before the session, leave a connection as soon as there is another token that the broker accepts."""
         while True:
             await asyncio.sleep(self._patience.renewal_s)
-            if is_renewal_time(self._clock_ns()) and await self._has_renewed():
-                connection.renew()
+            if not is_renewal_time(self._clock_ns()):
+                continue
+            try:
+                if await self._credentials.is_renewed(self._may_call):
+                    connection.renew()
+            except TokenRefused as exc:
+                log.warning("feed.renewal_refused", conn=self.conn, error=str(exc))
+                await self._inbox.fact("token", {"state": "refused", "detail": str(exc)})
 
-    async def _has_renewed(self) -> bool:
-        try:
-            token = await self._tokens.token()
-        except (FeedUnavailable, TokenRefused):
-            return False
+    def _may_call(self) -> bool:
+        """Return whether the broker may be asked now; then it counts as asked."""
         now_s = self._monotonic_s()
-        if token in (self._used, self._refused.token) or self._rate.delay_s(now_s) > 0:
+        if self._rate.delay_s(now_s) > 0:
             return False
         self._rate.note(now_s)
-        try:
-            await self._api.authorize(token)
-        except FeedUnavailable:
-            return False
-        except TokenRefused as exc:
-            log.warning("feed.renewal_refused", conn=self.conn, error=str(exc))
-            self._refused = _Refused(token, str(exc))
-            if refuse(self._tokens, token):
-                await self._inbox.fact("token", {"state": "refused", "detail": str(exc)})
-            return False
         return True
 
     def _note_live(self, delivers: bool) -> None:
