@@ -1,4 +1,4 @@
-"""`tickvault` with small bounds, so that what takes a day happens every second: segments roll, Parquet files are named.
+"""`tickvault` with small bounds, so that what takes a day happens every second: segments roll and go, files are named.
 
 Told by its environment, it notes what it promises: PROOF_MARKS names a file that gets one line after each append
 (`committed SEQ`), and after each step of a delivery (`attempted SINK SEQ`, `delivered SINK SEQ`). PROOF_SYNCHRONOUS=OFF
@@ -11,7 +11,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tickvault import segments
+from tickvault import room, segments
 from tickvault.cli import main
 from tickvault.journal import Journal
 from tickvault.sinks.parquet import ParquetSink
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SEGMENT_FRAMES = 25
 BATCH_S = 0.7
+PRUNE_S = 1.0  # TICKVAULT_RETAIN says how old a segment has to be
 
 
 def _note_promises(path: str) -> None:
@@ -58,6 +59,7 @@ def _sync(mode: str) -> None:
 
 if __name__ == "__main__":
     segments.MAX_FRAMES = SEGMENT_FRAMES  # type: ignore[misc]
+    room._PRUNE_S = PRUNE_S  # type: ignore[misc]
     ParquetSink.policy = replace(ParquetSink.policy, max_wait_s=BATCH_S)
     if marks := os.environ.pop("PROOF_MARKS", ""):
         _note_promises(marks)

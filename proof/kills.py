@@ -15,7 +15,8 @@ import programs
 from servers import influx_query, influxd, wait_until
 
 from proof.power import journalled
-from proof.rig import Answer, Reader, recording, seeded
+from proof.rig import RETAIN, Answer, Reader, recording, seeded
+from tickvault import archive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +37,7 @@ def ask(place: Path, *, rounds: int = 200, longest_s: float = 3.0, seed: int | N
     data, log = place / "data", place / "sent.log"
     store_kills = 0
     with influxd(place / "influx") as influx, programs.simulator(place, *MARKET, "--log", str(log)) as (url, simulated):
-        environ = programs.environ_for(url, data, INFLUX_URL=influx.url, INFLUX_BUCKET="market")
+        environ = programs.environ_for(url, data, INFLUX_URL=influx.url, INFLUX_BUCKET="market", **RETAIN)
         with Reader(place, data) as reader:
             for number in range(1, rounds + 1):
                 reached = journalled(data)
@@ -69,7 +70,12 @@ def ask(place: Path, *, rounds: int = 200, longest_s: float = 3.0, seed: int | N
         answer.wrong.append(
             f"the reader had {reader.answers} answers, with {reader.holes} seqs missing before the last"
         )
-    answer.figures |= {"kills of InfluxDB": store_kills, "answers to the reader": reader.answers}
+    pruned = len(archive.pruned(data / "journal"))
+    answer.figures |= {
+        "kills of InfluxDB": store_kills,
+        "answers to the reader": reader.answers,
+        "segments pruned": pruned,
+    }
     return answer
 
 

@@ -25,7 +25,7 @@ from servers import influxd, strace, wait_until
 
 from proof.calls import SYNCS, TRACED, effects
 from proof.disk import Disk
-from proof.rig import HURRIED, Answer, recording, seeded
+from proof.rig import HURRIED, RETAIN, Answer, recording, seeded
 from tickvault import survey
 
 if TYPE_CHECKING:
@@ -84,11 +84,11 @@ class _Cuts:
         runs = [effects(self.place / f"calls.{number}") for number in (1, 2)]
         disk = Disk(self.place / "disk", listen_to=self.place / "marks")
         calls = [call for run in runs for call in run]
-        chosen = _instants(calls, rounds, rng)
+        chosen = _instants(calls, len(runs[0]), rounds, rng)
         for number, call in enumerate(calls):
             for one in range(chosen[number]):
                 chances = rng.choice(CHANCES) if self.synchronous == "FULL" else (0.0, 1.0)
-                self.in_recovery += len(runs[0]) < number and "alive" not in disk.said
+                self.in_recovery += number in _recovery(calls, len(runs[0]))
                 self._cut(disk, f"{number}.{one}", chances, rng)
             if number == len(runs[0]):
                 disk.restarted()
@@ -105,7 +105,7 @@ class _Cuts:
             programs.simulator(self.place, *MARKET, "--log", str(log)) as (url, sim),
         ):
             stores = {"INFLUX_URL": influx.url, "INFLUX_BUCKET": "market"}
-            environ = programs.environ_for(url, data, **stores, **promises)
+            environ = programs.environ_for(url, data, **stores, **promises, **RETAIN)
             for number in (1, 2):
                 upto = self.frames * number // 2
                 with recording(self.place, environ, program=(*self._strace(number), *HURRIED)) as recorder:
@@ -189,14 +189,22 @@ def _signal_traced(tracer: int, number: int) -> None:
     os.kill(int(child), number)
 
 
-def _instants(calls: Sequence[Call], rounds: int, rng: random.Random) -> Counter[int]:
-    """Choose calls before which the power goes: every other one round a sync or a change of names."""
+def _instants(calls: Sequence[Call], second: int, rounds: int, rng: random.Random) -> Counter[int]:
+    """Choose calls before which the power goes: of four one is in recovery, two are round a sync or a change of names."""
     naming = [n for n, call in enumerate(calls) if call.name in SYNCS or call.name.startswith(NAMING)]
     writing = [n for n, call in enumerate(calls) if call.name in {"write", "pwrite64", "ftruncate"}]
+    recovering = [n for n in naming + writing if n in _recovery(calls, second)]
     chosen: Counter[int] = Counter()
     for number in range(rounds):
-        chosen[rng.choice(naming) + rng.randint(0, 1) if number % 2 else rng.choice(writing)] += 1
+        among = (writing, naming, recovering, naming)[number % 4]
+        chosen[rng.choice(among) + rng.randint(0, number % 2)] += 1
     return chosen
+
+
+def _recovery(calls: Sequence[Call], second: int) -> range:
+    """Return the calls in which the second process takes up what the first one left, up to its first promise."""
+    promises = (n for n in range(second, len(calls)) if calls[n].texts and calls[n].texts[0].startswith(b"committed"))
+    return range(second, next(promises))
 
 
 def _promises(said: Sequence[str]) -> tuple[int, int]:

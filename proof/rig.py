@@ -20,8 +20,9 @@ import programs
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["HURRIED", "Answer", "Reader", "folder", "recording", "seeded"]
+__all__ = ["HURRIED", "RETAIN", "Answer", "Reader", "folder", "recording", "seeded"]
 
+RETAIN = {"TICKVAULT_RETAIN": "3s"}  # segments are pruned while it is run
 HURRIED = (sys.executable, "-P", str(Path(__file__).with_name("hurried.py")))
 
 

@@ -390,7 +390,7 @@ def _undo_births(folder: Path) -> None:
 
     A new file is told by a rollback journal that it has a log; its removal is durable before anything is committed.
     """
-    for path in folder.glob("*.db-journal"):
+    for path in folder.glob("[0-9]*.db-journal"):
         segment = path.with_name(path.name.removesuffix("-journal"))
         if segment.exists():
             with segments.damage_named(segment), closing(sqlite3.connect(segment)) as db:
