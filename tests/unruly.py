@@ -29,7 +29,9 @@ class Request:
 
     @property
     def is_write(self) -> bool:
-        return self.head.startswith(b"POST ") and b"write" in self.head.partition(b"\r\n")[0]
+        """Whether it is for a database to store, or for a webhook to take."""
+        path = self.head.partition(b" HTTP/")[0]
+        return path.startswith(b"POST ") and any(word in path for word in (b"/write", b"/hook"))
 
 
 def answer(status: int, body: bytes = b"{}", *, kind: str = "application/json", headers: str = "") -> bytes:
@@ -123,7 +125,7 @@ class Gate:
         writer.write(b"\r\n".join([lines[0], b"Connection: close", *lines[1:]]) + request.body)
         reply = await reader.read()
         writer.close()
-        if request.is_write and reply.startswith(b"HTTP/1.1 204"):
+        if request.is_write and reply.startswith(b"HTTP/1.1 20"):
             self.passed.append(request.body)
         return reply.replace(b"Connection: close\r\n", b"")
 

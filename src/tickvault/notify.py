@@ -11,6 +11,7 @@ import asyncio
 import datetime as dt
 import hashlib
 import hmac
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
@@ -35,6 +36,7 @@ _log: Final = structlog.get_logger(__name__)
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 _LOOK_S: Final = 0.5  # how often the outbox is looked into; an event waits this long at most
 _FIRST_RETRY_S: Final = 1.0
+_AFTER_BUG_S: Final = 60.0
 _NS: Final = 1_000_000_000
 
 
@@ -73,7 +75,20 @@ class Notifier:
         """Post events as they become due until `stopping` is set; then until none is due or under way.
 
         A receiver that hangs, or a disk that is full, can hold up the end: the caller gives it a time, then cancels.
+        Whatever goes wrong here ends neither the recorder nor the telling.
         """
+        while True:
+            try:
+                await self._run(stopping)
+            except Exception as exc:  # noqa: BLE001 - nothing recorded is to suffer for what is told
+                one = exc.exceptions[0] if isinstance(exc, ExceptionGroup) else exc
+                _log.error("webhook.failed", error=f"{type(one).__name__}: {one}")
+            if stopping.is_set():
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), _AFTER_BUG_S)
+
+    async def _run(self, stopping: asyncio.Event) -> None:
         sending: dict[tuple[str, str], asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
             stop = group.create_task(stopping.wait(), name="notify:stopping")
