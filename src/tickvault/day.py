@@ -399,7 +399,7 @@ def _store_words(store: StoreDay) -> list[str]:
     if store.behind:
         words.append(f"{store.name} ({store.state}) has {store.behind:,} frames still to take")
     if store.refused:
-        words.append(f"{store.name} refused {store.refused:,} rows: dead letters, kept with its words in state.db")
+        words.append(f"{store.name} refused {store.refused:,} rows: `tickvault dead-letters list` has its words")
     return words
 
 

@@ -250,7 +250,7 @@ class Rejected:
     Attributes:
         table: the table the row belongs to; `frame` when the whole frame does not decode.
         instrument_key: empty for a whole frame.
-        body: the bytes: the frame's payload, or the row as JSON.
+        body: the bytes: the frame's payload, the frame with only that piece in it, or the row as JSON.
     """
 
     seq: int

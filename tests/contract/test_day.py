@@ -223,7 +223,7 @@ def test_rows_that_a_store_refused_are_missing_there(vault: Vault) -> None:
     trade(vault, 1.5, 30)
     vault.journal.append([received(30_500, b"\xff broken"), fact("stop", 31)])
     deliver(vault)
-    assert look(vault).why == ("parquet refused 1 rows: dead letters, kept with its words in state.db",)
+    assert look(vault).why == ("parquet refused 1 rows: `tickvault dead-letters list` has its words",)
 
 
 def test_a_store_of_which_nothing_is_known_has_nothing(vault: Vault) -> None:

@@ -225,7 +225,7 @@ def test_fields_we_do_not_know_are_passed_over() -> None:
 
 @pytest.mark.parametrize("key", BAD_KEYS)
 def test_a_key_that_no_store_can_hold_is_rejected_alone(key: str) -> None:
-    """The entry is a dead letter with the frame's bytes; its neighbours are rows."""
+    """The entry is a dead letter with its own bytes, which yield it again; its neighbours are rows."""
     frame = market(atp=1.0)
     frame.feeds[key].fullFeed.marketFF.atp = 2.0
     frame.feeds[key].fullFeed.marketFF.marketOHLC.ohlc.add(interval="I1", ts=AT_MS)
@@ -237,7 +237,14 @@ def test_a_key_that_no_store_can_hold_is_rejected_alone(key: str) -> None:
         (1, "ticks", key),
         (1, "market_status", key),
     }
-    assert all(one.body == frame.SerializeToString() and "unusable key" in one.reason for one in decoded.rejected)
+    assert all("unusable key" in one.reason for one in decoded.rejected)
+    for one in decoded.rejected:
+        piece = pb.FeedResponse.FromString(one.body)
+        assert (list(piece.feeds), list(piece.marketInfo.segmentStatus)) == (
+            ([key], []) if one.table == "ticks" else ([], [key])
+        )
+        assert (piece.type, piece.currentTs) == (frame.type, frame.currentTs)
+        assert [(again.table, again.instrument_key) for again in run(piece).rejected] == [(one.table, key)]
 
 
 @pytest.mark.parametrize("key", ["NSE_INDEX|Nifty 50", "A,b=c d", "MCX_FO|\\x", "é|₹", "'\"|`;--"])

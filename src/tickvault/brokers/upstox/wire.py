@@ -233,7 +233,21 @@ def _rejected_frame(frame: Frame, reason: str) -> Rejected:
 
 def _rejected_key(frame: Frame, table: str, key: str) -> Rejected:
     reason = f"unusable key {key!r}: a key is not empty, holds no control characters and does not end in a backslash"
-    return Rejected(seq=frame.seq, table=table, instrument_key=key, reason=reason, body=frame.payload)
+    return Rejected(seq=frame.seq, table=table, instrument_key=key, reason=reason, body=_piece(frame, table, key))
+
+
+def _piece(frame: Frame, table: str, key: str) -> bytes:
+    """Return the frame with nothing in it but what is rejected: it may come with every frame, and beside much else."""
+    try:
+        whole = pb.FeedResponse.FromString(frame.payload)
+    except DecodeError:
+        return frame.payload
+    piece = pb.FeedResponse(type=whole.type, currentTs=whole.currentTs)
+    if table == "market_status":
+        piece.marketInfo.CopyFrom(whole.marketInfo)
+    elif key in whole.feeds:
+        piece.feeds[key].CopyFrom(whole.feeds[key])
+    return piece.SerializeToString()
 
 
 def _frame_times(current_ms: pa.Array, received_us: pa.Array) -> tuple[pa.Array, int]:
@@ -354,7 +368,8 @@ def _candles(
 
 
 def _rejected_candle(frame: Frame, key: str, reason: str) -> Rejected:
-    return Rejected(seq=frame.seq, table="candles", instrument_key=key, reason=reason, body=frame.payload)
+    body = _piece(frame, "candles", key)
+    return Rejected(seq=frame.seq, table="candles", instrument_key=key, reason=reason, body=body)
 
 
 def _market_status(
