@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tickvault.ledger import KINDS, Ledger, Sessions, State, intervals
 from tickvault.model import Event, Gap
 
 S = 10**9
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 SEGMENTS = ("NSE_EQ", "NSE_FO")
 TIMES = st.integers(0, 2000)  # in s
 
@@ -94,6 +95,7 @@ def histories(draw: st.DrawFn, *, steps: bool = True) -> list[Event]:
     return events
 
 
+@patient
 @given(
     events=histories(),
     begin_s=TIMES,
@@ -124,6 +126,7 @@ def test_intervals_divide_the_time(
             assert (one.state is State.CLOSED) is not trades
 
 
+@patient
 @given(histories())
 def test_gaps_of_a_subject_neither_overlap_nor_run_backwards(events: list[Event]) -> None:
     """One gap at a time, told once when it is over; the fold in parts is the fold at once."""
@@ -143,6 +146,7 @@ def test_gaps_of_a_subject_neither_overlap_nor_run_backwards(events: list[Event]
     assert Ledger(events).open == ledger.open
 
 
+@patient
 @given(histories(steps=False))
 def test_an_instrument_is_missing_from_when_it_is_told_to_when_it_delivers(events: list[Event]) -> None:
     """Or the recorder ends; whatever else happens, and never as a loss of its segment."""
@@ -162,6 +166,7 @@ def test_an_instrument_is_missing_from_when_it_is_told_to_when_it_delivers(event
     assert intervals(events, 0, 3000 * S) == intervals(without, 0, 3000 * S)
 
 
+@patient
 @given(histories())
 def test_gaps_lie_within_sessions(events: list[Event]) -> None:
     """With the calendar known from the first event on, no gap reaches outside of it."""
@@ -177,6 +182,7 @@ def test_gaps_lie_within_sessions(events: list[Event]) -> None:
             assert any(begin <= gap.opened_ns and end_ns <= end for begin, end in windows), gap
 
 
+@patient
 @given(histories(steps=False).filter(lambda events: all(one.kind != "start" for one in events[1:])), st.data())
 def test_the_events_alone_give_the_gaps_that_were_told_as_they_came(events: list[Event], data: st.DataObject) -> None:
     """Watching time pass tells them earlier, and not otherwise; so they can be computed again from the journal."""
@@ -199,6 +205,7 @@ def test_the_events_alone_give_the_gaps_that_were_told_as_they_came(events: list
     assert set(live.open) == set(folded.open)
 
 
+@patient
 @given(histories(steps=False), st.integers(1, 3))
 def test_a_socket_is_recorded_or_missing(events: list[Event], socket: int) -> None:
     """Whatever the others do: with a connection that serves it has no gap, while one says that it does not yet, it has.
