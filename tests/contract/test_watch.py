@@ -309,6 +309,27 @@ async def test_full_d30_without_plus_is_reported() -> None:
             assert feed.conn == 1
 
 
+async def test_keys_that_a_reconnection_loses_are_missing_until_another_brings_them_back() -> None:
+    """Told once each way, with the keys; the connection itself is live all the while."""
+    inbox = Inbox()
+
+    def told(state: str) -> list[list[str]]:
+        return [body["keys"] for kind, body in inbox.facts if (kind, body.get("state")) == ("watch", state)]
+
+    async with exchange() as simulator, recording(simulator, inbox=inbox) as feed:
+        await until(lambda: feed.state is FeedState.LIVE and feed.keys.delivering == 20)
+        ordinary, simulator._rules = simulator._rules, replace(simulator._rules, unseen=10)
+        await simulator.drop_connections()
+        lost = [key for number, key in enumerate(simulator.instrument_keys, 1) if number % 10 == 0]
+        await until(lambda: sorted(itertools.chain(*told("missing"))) == sorted(lost))
+        assert feed.state is FeedState.LIVE
+        assert told("delivering") == []
+        simulator._rules = ordinary
+        await simulator.drop_connections()
+        await until(lambda: sorted(itertools.chain(*told("delivering"))) == sorted(lost))
+        assert sorted(itertools.chain(*told("missing"))) == sorted(lost)
+
+
 async def test_keys_that_come_and_go_on_an_open_connection() -> None:
     """More are asked for, others given back, on the same connection; both are facts, and the books agree."""
     inbox = Inbox()

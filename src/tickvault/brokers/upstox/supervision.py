@@ -116,7 +116,8 @@ class Supervision:
             events.append(Degraded(*verdict.degraded))
         if now_s - self._reported_s >= REPORT_S or verdict.facts:
             self._report(now_s, now_ns)
-            self._account(now_s, now_ns, reading=reading)
+            self._tell_missing(now_s, now_ns, reading=reading)
+        self._tell_found(now_ns)
         return events
 
     def overlook(self) -> None:
@@ -156,13 +157,14 @@ class Supervision:
                 self._told[why] = keys.count
                 log.warning("feed.keys_silent", why=why.value, count=keys.count, keys=list(keys.sample))
 
-    def _account(self, now_s: float, now_ns: int, *, reading: bool) -> None:
-        """Tell of keys that have gone missing, and that are no longer."""
+    def _tell_missing(self, now_s: float, now_ns: int, *, reading: bool) -> None:
         # While nothing at all is served, that says it of every key.
         held = not reading or self.watched.state is Condition.REFUSED
         for (why, since_s), keys in self._accounts.missing(now_s, self.phases, held=held).items():
             since_ns = now_ns - int((now_s - since_s) * 1e9)
             self._facts += self._of_keys(Condition.MISSING, since_ns, keys, f"no data of it: {why.value}")
+
+    def _tell_found(self, now_ns: int) -> None:
         back, gone = self._accounts.found()
         self._facts += self._of_keys(Condition.DELIVERING, now_ns, back, "")
         self._facts += self._of_keys(Condition.DELIVERING, now_ns, gone, "no longer subscribed to")
