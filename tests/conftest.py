@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from typing import TYPE_CHECKING
 
 import pytest
+import virtualtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+virtualtime.clock.install()
 
 pytest_plugins = ["servers"]
 
@@ -16,6 +24,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(item.config.rootpath / "tests").parts[0]
         if folder in {"unit", "contract"} and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(30))
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Let those marked `virtual` run in virtual time."""
+    if item.get_closest_marker("virtual"):
+        return {"virtual": virtualtime.VirtualLoop}
+    return {"real": asyncio.new_event_loop}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:

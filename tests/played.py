@@ -1,4 +1,4 @@
-"""Plays a script of the simulator to a whole recorder in this process, one with little patience, and keeps what comes."""
+"""Plays a script of the simulator to a whole recorder in this process and in virtual time, and keeps what comes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import base64
 import contextlib
 import json
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -18,11 +18,9 @@ from programs import environ_for
 from structlog.testing import capture_logs
 
 from tickvault import pipeline
-from tickvault.brokers.upstox import calendar, definitions, instruments, tokens
-from tickvault.brokers.upstox.accounts import Accounts
+from tickvault.brokers.upstox import definitions, instruments
 from tickvault.brokers.upstox.calendar import MarketCalendar
-from tickvault.brokers.upstox.feed import Feed, FeedState, Patience
-from tickvault.brokers.upstox.freshness import WatchSettings
+from tickvault.brokers.upstox.feed import Feed, FeedState
 from tickvault.brokers.upstox.instruments import InstrumentList
 from tickvault.brokers.upstox.plan import RateLimit
 from tickvault.pipeline import Outcome, Recorder
@@ -38,35 +36,17 @@ if TYPE_CHECKING:
 
     from tickvault.model import Event
 
-# A small part of what a recorder has; the simulator's many frames make up for it. No trickle is a brown-out here.
-WATCHING = WatchSettings(
-    silent_s=1.0, chance=1e-2, memory_s=5.0, prior_s=0.1, lapse_s=2.0,
-    low_s=0.6, hold_s=0.8, own_s=4.0, own_after_s=1.0, low_least=1e9, low_share=0.25,
-)  # fmt: skip
-PATIENCE = Patience(
-    tick_s=0.02, observe_s=0.02, greet_s=0.5, snapshots_s=0.7, unserved_s=0.2, mute_s=0.1, ping_s=0.3, pong_s=0.8,
-    stop_s=2.0, refused_token_s=0.5, renewal_s=0.1,
-)  # fmt: skip
-PAUSE_S = 0.2
 FACTS = ("conn", "sub", "unsub", "watch", "token", "calendar", "defs", "start", "stop")
 # A Monday on which everything is open round the clock; no token is renewed at eleven.
 MONDAY = "2026-10-05T11:00"
 
 
-class _Jitterless(Random):
-    """Makes every pause short, but not so short that a script's few seconds use up the account's calls."""
-
-    def uniform(self, a: float, b: float) -> float:
-        return min(b, 0.35)
-
-
 class NotedLimit(RateLimit):
     """A rate limit that tells its calls."""
 
-    def __init__(self, calls: int, window_s: float) -> None:
-        super().__init__(calls, window_s)
+    def __init__(self) -> None:
+        super().__init__()
         self.called_s: list[float] = []
-        self._most, self._seconds = calls, window_s
 
     def note(self, now_s: float) -> None:
         super().note(now_s)
@@ -75,8 +55,8 @@ class NotedLimit(RateLimit):
     @property
     def is_kept(self) -> bool:
         """Whether no window had more calls than it may."""
-        later = zip(self.called_s, self.called_s[self._most :], strict=False)
-        return all(last_s - first_s >= self._seconds for first_s, last_s in later)
+        later = zip(self.called_s, self.called_s[self.calls :], strict=False)
+        return all(last_s - first_s >= self.window_s for first_s, last_s in later)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,13 +118,13 @@ class Played:
     def of(self, kind: str, state: str | None = None) -> list[Mapping[str, Any]]:
         return [one.body for one in self.facts if one.kind == kind and state in (None, one.body.get("state"))]
 
-    async def until(self, condition: Callable[[], object], what: str, within_s: float = 20.0) -> None:
+    async def until(self, condition: Callable[[], object], what: str, within_s: float = 900.0) -> None:
         """Wait; time is a failure, and so is an end of the recorder."""
         try:
             async with asyncio.timeout(within_s):
                 while not condition():
                     assert not self.task.done(), f"{what}: the recorder ended: {self.task}"
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.1)
         except TimeoutError:
             raise AssertionError(f"{what}: not within {within_s} s; it said: {self.logs[-12:]}") from None
 
@@ -182,12 +162,11 @@ class Played:
 
 
 def shorten(patch: pytest.MonkeyPatch) -> None:
-    """Let a recorder look again soon."""
+    """Let a recorder look at lists again soon: scripts change them within seconds."""
     for module, name in (
-        (tokens, "_URL_PAUSE_S"), (definitions, "_PAUSE_S"), (calendar, "RETRY_S"),
-        (instruments, "RETRY_AFTER_S"), (instruments, "REFRESH_AFTER_S"),
+        (definitions, "_PAUSE_S"), (instruments, "RETRY_AFTER_S"), (instruments, "REFRESH_AFTER_S"),
     ):  # fmt: skip
-        patch.setattr(module, name, PAUSE_S)
+        patch.setattr(module, name, 2.0)
 
 
 @contextlib.asynccontextmanager
@@ -197,10 +176,9 @@ async def playing(
     patch: pytest.MonkeyPatch,
     *,
     begin: str = "live",
-    speed: float | None = None,
+    speed: float | None = 1.0,
     choose: Callable[[tuple[str, ...]], Iterable[str]] = tuple,
     environ: Mapping[str, str] | None = None,
-    watching: WatchSettings = WATCHING,
     guests: int = 0,
     **settings: Any,
 ) -> AsyncIterator[Played]:
@@ -209,13 +187,12 @@ async def playing(
     Args:
         name: of the script.
         folder: an empty one.
-        patch: shortens what a recorder waits for.
+        patch: looks on, and lets lists be compared often.
         begin: when the script does: before the `start` of the recorder, when its first `feed` is made and is about to
             authorize, or when the caller calls `begin`, the feed being `live`.
-        speed: of the simulation, whose clock is the recorder's too; the script's own by default.
+        speed: of the simulation, whose wall clock is the recorder's too; None: the script's own.
         choose: what to record, of the simulator's instruments.
         environ: more of the recorder's settings.
-        watching: what it takes for silence.
         guests: so many other clients are connected before.
         settings: of the simulator.
     """
@@ -232,11 +209,9 @@ async def playing(
     def make_feed(**arguments: Any) -> Feed:
         if begin == "feed":
             play()
-        ours = {"patience": PATIENCE, "watching": watching, "accounts": Accounts(patience_s=0.8, again_s=0.7)}
-        return Feed(**{**arguments, **ours, "random": _Jitterless(1)})
+        return Feed(**arguments)
 
-    # As fast as the simulation: as many calls in as much of its time.
-    limit = NotedLimit(calls=6, window_s=70.0 / pace)
+    limit = NotedLimit()
     refreshed: list[bool] = []
     calendars: list[MarketCalendar] = []
 
@@ -254,7 +229,7 @@ async def playing(
     patch.setattr(pipeline, "Feed", make_feed)
     patch.setattr(pipeline, "RememberedLimit", lambda *_, **__: limit)
     shorten(patch)
-    given = {"instruments": 20, "updates_per_second": 400.0, "ping_after_s": 0.2, "start": script.start or MONDAY}
+    given = {"instruments": 20, "updates_per_second": 40.0, "start": script.start or MONDAY}
     stopping = asyncio.Event()
     with capture_logs() as logs:
         async with contextlib.AsyncExitStack() as stack:
@@ -285,7 +260,8 @@ async def playing(
             if not (environ or {}).get("UPSTOX_ACCESS_TOKEN"):
                 del environs["UPSTOX_ACCESS_TOKEN"]
             chosen = load_settings(environ=environs, env_file=None)
-            recorder = Recorder(chosen, wall_ns=lambda: simulator.now_ms() * 1_000_000)
+            began_ns, since_ns = time.monotonic_ns(), simulator.now_ms() * 1_000_000  # its clock, but finer
+            recorder = Recorder(chosen, wall_ns=lambda: since_ns + int((time.monotonic_ns() - began_ns) * pace))
             played = Played(
                 simulator=simulator, recorder=recorder, logs=logs, limit=limit, data=folder / "data",
                 refreshed=refreshed, calendars=calendars, guests=there, guest=guest, begin=play,

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from tickvault.pipeline import Outcome
 
-pytestmark = pytest.mark.hurried
 IST = dt.timezone(dt.timedelta(hours=5, minutes=30))
 MONDAY = dt.date(2026, 10, 5)
 EXCHANGES = ("NSE", "BSE", "NFO", "BFO", "CDS", "BCD", "MCX")
@@ -49,6 +48,7 @@ async def record(folder: Path, start: str, **played: Any) -> tuple[Outcome, int]
             return await recorder.run(asyncio.Event(), until_close=True), clock()
 
 
+@pytest.mark.virtual
 async def test_a_day_is_recorded_from_before_the_open_to_the_close(tmp_path: Path) -> None:
     """It ends by itself, every second of the sessions is recorded, and the night behind it is nobody's loss."""
     outcome, now_ns = await record(tmp_path, "2026-10-05T00:30:00", calendar=Calendar())
@@ -64,6 +64,7 @@ async def test_a_day_is_recorded_from_before_the_open_to_the_close(tmp_path: Pat
     assert {one.state for one in later} == {State.CLOSED}
 
 
+@pytest.mark.virtual
 async def test_on_a_holiday_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
     """It ends at once, and the day is complete."""
     calendar = Calendar(holidays=(Holiday(day=MONDAY, description="Diwali", closed=EXCHANGES),))
@@ -73,6 +74,7 @@ async def test_on_a_holiday_there_is_nothing_to_wait_for(tmp_path: Path) -> None
     assert (day.complete, day.why, {part.session_s for part in day.segments}) == (True, (), {0})
 
 
+@pytest.mark.virtual
 async def test_a_special_session_on_a_sunday_is_one(tmp_path: Path) -> None:
     """It is waited for, recorded and judged by the hours that it has; derivatives have none."""
     outcome, now_ns = await record(tmp_path, "2026-11-08T09:00:00", script="muhurat")
