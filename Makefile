@@ -7,18 +7,14 @@ DURATION ?=
 # Nothing of the caller's pip settings may weaken the hashes below.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: demo test hurried check folder bench proof format lock proto clean
+.PHONY: demo test check folder bench proof format lock proto clean
 
 demo: $(VENV)/run.stamp  ## simulator → journal → Parquet, no credentials
 	$(BIN)/tickvault demo $(if $(DURATION),--duration $(DURATION))
 
 test: $(VENV)/dev.stamp  ## all tests, with the real servers
 	$(BIN)/python tools/fetch_servers.py
-	$(BIN)/python -m pytest -n 2 -m "not hurried"
-
-hurried: $(VENV)/dev.stamp  ## the tests whose clocks run fast: on a machine that does nothing else
-	$(BIN)/python tools/fetch_servers.py
-	$(BIN)/python -m pytest -m hurried
+	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/dev.stamp  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
