@@ -59,8 +59,9 @@ def test_gaps_that_closed_are_rows() -> None:
     """Those still open come when they close."""
     events = (
         Event(after_seq=0, at_ns=AT_NS, boot_ns=0, kind="start", body={"last_ns": 0}),
-        Event(after_seq=0, at_ns=AT_NS + 10**9, boot_ns=0, kind="conn", body={"state": "open"}),
-        Event(after_seq=0, at_ns=AT_NS + 2 * 10**9, boot_ns=0, kind="conn", body={"state": "closed"}),
+        Event(after_seq=0, at_ns=AT_NS + 5 * 10**8, boot_ns=0, kind="conn", body={"state": "open", "conn": 1}),
+        Event(after_seq=0, at_ns=AT_NS + 10**9, boot_ns=0, kind="conn", body={"state": "live", "conn": 1}),
+        Event(after_seq=0, at_ns=AT_NS + 2 * 10**9, boot_ns=0, kind="conn", body={"state": "closed", "conn": 1}),
     )
     made = batch(chunk(payload(1), events=events))
     assert made.tables["gaps"].column("duration_s").to_pylist() == [1.0]

@@ -234,7 +234,7 @@ class Accounts:
             why = _why(account, phases.get(segment_of(key)), no_plus=no_plus)
             if why in EXCUSES:
                 account.due_s = now_s
-            elif now_s - max(account.asked_s, account.due_s, self._held_s) >= self._patience_s:
+            elif account.empty or now_s - max(account.asked_s, account.due_s, self._held_s) >= self._patience_s:
                 found.setdefault((why, account.due_s), []).append(key)
                 self._missing.add(key)
         return found
