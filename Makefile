@@ -7,7 +7,7 @@ DURATION ?=
 # Nothing of the caller's pip settings may weaken the hashes below.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: demo test check folder bench proof format lock proto clean
+.PHONY: demo test check audit folder bench proof format lock proto clean
 
 demo: $(VENV)/run.stamp  ## simulator → journal → Parquet, no credentials
 	$(BIN)/tickvault demo $(if $(DURATION),--duration $(DURATION))
@@ -16,11 +16,16 @@ test: $(VENV)/dev.stamp  ## all tests, with the real servers
 	$(BIN)/python tools/fetch_servers.py
 	$(BIN)/python -m pytest -n 2
 
-check: $(VENV)/dev.stamp  ## format, lint, types, import contracts
+check: $(VENV)/dev.stamp  ## format, lint, types, import contracts, security lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive src deploy tools
+
+audit: $(VENV)/dev.stamp  ## known vulnerabilities of the locked versions; asks pypi.org, so CI, which may have no network, does not
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements-dev.lock
 
 folder: $(VENV)/dev.stamp  ## record the data folder of this version that the tests open
 	$(BIN)/python tools/record_folder.py

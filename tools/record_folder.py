@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def _pack(data: Path) -> None:
     # Asked of a copy: a reader of a killed recorder's folder rolls back what that left half done.
     with tempfile.TemporaryDirectory() as name:
         copy, expected = Path(name) / "data", Path(name) / "expected"
-        subprocess.run(["cp", "-a", str(data), str(copy)], check=True)
+        shutil.copytree(data, copy)
         expected.mkdir()
         for table, sql in QUERIES.items():
             (expected / f"{table}.csv").write_text(
