@@ -23,7 +23,7 @@ check: $(VENV)/dev.stamp  ## format, lint, types, import contracts, security lin
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive src deploy tools
 
-audit: $(VENV)/dev.stamp  ## known vulnerabilities of the locked versions; asks pypi.org, so CI, which may have no network, does not
+audit: $(VENV)/dev.stamp  ## known vulnerabilities of the locked versions; asks the package index, so CI, which may have no network, does not
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements-dev.lock
 

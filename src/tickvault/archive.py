@@ -205,7 +205,10 @@ def _reading(folder: Path, table: str, sql: str, *values: str) -> Iterator[list[
         if head[3] not in (None, _crc(head[:3])) or len(rows) != head[1 if table == "segments" else 2]:
             raise _damaged(folder, "rows are missing")
         if head[0] > _VERSION:
-            raise Refused(f"{path} was written by a newer tickvault; upgrade this installation")
+            raise Refused(
+                f"{path} was written by a newer tickvault (version {head[0]}, this one knows {_VERSION}); "
+                "upgrade this installation, or use another TICKVAULT_DATA_DIR"
+            )
         yield rows
 
 

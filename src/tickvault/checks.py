@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 from yarl import URL
 
-from tickvault import segments, snapshots, survey
+from tickvault import archive, segments, snapshots, survey
 from tickvault.addresses import bare_url
 from tickvault.brokers.upstox.api import UpstoxApi
 from tickvault.brokers.upstox.instruments import InstrumentList
@@ -366,6 +366,7 @@ class _Checks:
         paths = segments.paths(folder / "journal")
         known_id = None if view is None else view.recorder_id
         await asyncio.to_thread(examine, paths, known_id, walk=holder(folder) is None)
+        await asyncio.to_thread(archive.pruned, folder / "journal")
         stats = await asyncio.to_thread(survey.stats, folder / "journal")
         found = f"{stats.frames:,} frames in {stats.segments:,} segment{'s' * (stats.segments != 1)} can be opened; `tickvault journal verify` reads them"
         return [Row(True, "journal", found)]
