@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from doubles import AT_MS, AT_NS, DAY_MS
 
-from tickvault.brokers.upstox import wire
+from tickvault.brokers.upstox import parsing
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.brokers.upstox.wire import Decoded, decode, instrument_rows, last_versions
 from tickvault.model import SCHEMAS, TABLES, Definition, Frame
@@ -371,15 +371,34 @@ def test_definitions_become_rows() -> None:
     assert (row["valid_from_seq"], row["symbol"], row["expiry"], row["lot_size"]) == (7, "X", dt.date(2026, 9, 24), 50)
 
 
-def test_no_row_keeps_the_parsers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("of", "calls"),
+    [
+        (lambda full, light: (full, full), 1),
+        (lambda full, light: (light, light), 2),
+        (lambda full, light: (full, light), 2),
+    ],
+    ids=["full", "ltpc", "both"],
+)
+def test_no_row_keeps_the_parsers_memory(monkeypatch: pytest.MonkeyPatch, of: Any, calls: int) -> None:
     """A table that is kept costs its own bytes: no buffer of it lies in what the parser gave."""
     parsed: list[pa.RecordBatch] = []
 
-    def remembered(payloads: Sequence[bytes], columns: Any = wire._columns) -> pa.RecordBatch:
-        parsed.append(columns(payloads))
-        return parsed[-1]
+    class Remembering:
+        def __init__(self, handler: Any) -> None:
+            self._handler = handler
 
-    monkeypatch.setattr(wire, "_columns", remembered)
+        def list_to_record_batch(self, payloads: Sequence[bytes]) -> pa.RecordBatch:
+            parsed.append(self._handler.list_to_record_batch(payloads))
+            return parsed[-1]
+
+        def array_to_record_batch(self, payloads: pa.Array) -> pa.RecordBatch:
+            parsed.append(self._handler.array_to_record_batch(payloads))
+            return parsed[-1]
+
+    monkeypatch.setattr(parsing, "_FRAMES", Remembering(parsing._FRAMES))
+    rare = {name: Remembering(handler) for name, handler in parsing._OF_RARE.items()}
+    monkeypatch.setattr(parsing, "_OF_RARE", rare)
     full = market(
         ltpc=pb.LTPC(ltp=1.5, ltt=AT_MS, ltq=2, cp=1.0),
         marketLevel=pb.MarketLevel(bidAskQuote=[pb.Quote(bidP=1.0, bidQ=2, askP=3.0, askQ=4)]),
@@ -389,12 +408,13 @@ def test_no_row_keeps_the_parsers_memory(monkeypatch: pytest.MonkeyPatch) -> Non
         casEligible=True,
     )
     status = message(marketInfo=pb.MarketInfo(segmentStatus={"NSE_EQ": pb.NORMAL_OPEN}))
-    decoded = run(full, status, full)
+    light = message(feeds={KEY: pb.Feed(ltpc=full.feeds[KEY].fullFeed.marketFF.ltpc)})
+    decoded = run(*of(full, light), status)
     theirs = [(buffer.address, buffer.address + buffer.size) for batch in parsed for buffer in _buffers(batch.columns)]
     ours = [
         buffer for table in decoded.tables.values() for column in table.columns for buffer in _buffers(column.chunks)
     ]
-    assert len(rows(decoded)) == 2
+    assert (len(rows(decoded)), len(parsed)) == (2, calls)
     assert not [buffer for buffer in ours if any(low <= buffer.address < high for low, high in theirs)]
 
 

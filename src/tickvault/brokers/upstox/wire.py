@@ -11,30 +11,41 @@ Laws:
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, TypeAlias
+from unicodedata import category
 
-import ptars
 import pyarrow as pa
 import pyarrow.compute as pc
 from google.protobuf.message import DecodeError
 
+from tickvault.brokers.upstox.arrays import (
+    copied,
+    fields,
+    finite,
+    int64,
+    last_of_each,
+    marked,
+    named,
+    null_if_zero,
+    parents,
+)
+from tickvault.brokers.upstox.parsing import parse
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.model import SCHEMAS, TABLES, Definition, Frame, Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from tickvault.brokers.upstox.parsing import Messages
 
 __all__ = ["Decoded", "decode", "instrument_rows", "last_versions"]
 
-_HANDLER: Final = ptars.HandlerPool([pb.FeedResponse.DESCRIPTOR.file]).get_for_message(pb.FeedResponse.DESCRIPTOR)
-
+_EMPTY: Final = {name: schema.empty_table() for name, schema in SCHEMAS.items()}
 _DAY_MS: Final = 86_400_000
 _IST_US: Final = int(dt.timedelta(hours=5, minutes=30) / dt.timedelta(microseconds=1))
 # The last millisecond whose nanosecond count fits an int64 (year 2262): what every store can hold.
 _MAX_MS: Final = (2**63 - 1) // 1_000_000
-_UNUSABLE: Final = r"\p{Cc}|\\$"  # no line protocol, file name or terminal can hold it
-_BAD_KEY: Final = rf"^$|{_UNUSABLE}"
 
 # column → path below marketFF; a zero there is null
 _SCALARS: Final[Mapping[str, str]] = {
@@ -51,9 +62,13 @@ _SCALARS: Final[Mapping[str, str]] = {
 }
 _FIRST_LEVEL_SCALARS: Final = frozenset({"vtt", "oi", "iv"})
 _GREEKS: Final = ("delta", "theta", "gamma", "vega", "rho")
-_MARKET: Final = ("fullFeed", "marketFF")
-_INDEX: Final = ("fullFeed", "indexFF")
-_FIRST: Final = ("firstLevelWithGreeks",)
+_WIRE_TYPES: Final = {
+    "ltp": pa.float64(),
+    "ltt": pa.int64(),
+    "ltq": pa.int64(),
+    "cp": pa.float64(),
+    "iep": pa.float64(),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,32 +99,32 @@ def decode(frames: Sequence[Frame], *, recorder_id: str, definitions: Mapping[st
     Guarantees:
         A pure function of its arguments. Every frame yields its rows or a Rejected.
     """
-    good, columns, rejected = _parse(frames)
-    if columns is None or not good:
-        empty = {name: schema.empty_table() for name, schema in SCHEMAS.items()}
-        return Decoded(tables=empty, days=(), rejected=tuple(rejected), restamped=0)
-    received_us = _int64([frame.received_ns // 1000 for frame in good])
-    seqs = _int64([frame.seq for frame in good])
-    frame_us, restamped = _frame_times(columns.column("currentTs"), received_us)
-    entries, bad_keys = _Entries.of(columns.column("feeds"), good)
-    statuses, bad_segments = _market_status(columns.column("marketInfo"), seqs, frame_us, good)
-    symbols = _symbols(entries.keys, definitions)
-    candles, bad_candles = _candles(entries, recorder_id=recorder_id, seqs=seqs, symbols=symbols, frames=good)
+    good, messages, rejected = parse(frames)
+    if messages is None:
+        return Decoded(tables=_EMPTY, days=(), rejected=tuple(rejected), restamped=0)
+    received_us = int64([frame.received_ns // 1000 for frame in good])
+    seqs = int64([frame.seq for frame in good])
+    frame_us, restamped = _frame_times(messages.current_ms, received_us)
+    entries, bad_keys = _Entries.of(messages, good)
+    statuses, bad_segments = _market_status(messages.info, seqs, frame_us, good)
+    symbols, branches = entries.symbols(definitions), _Branches.of(entries.mode, entries.messages)
+    candles, bad_candles = _candles(entries, branches, recorder_id=recorder_id, seqs=seqs, symbols=symbols, frames=good)
     tables = {
         "ticks": _ticks(
             entries,
+            branches,
             recorder_id=recorder_id,
             seqs=seqs,
             frame_us=frame_us,
             received_us=received_us,
-            types=columns.column("type"),
+            types=messages.type,
             symbols=symbols,
         ),
         "candles": candles,
         "market_status": statuses,
     }
     return Decoded(
-        tables={name: tables.get(name, SCHEMAS[name].empty_table()) for name in TABLES},
+        tables={name: tables.get(name, _EMPTY[name]) for name in TABLES},
         days=_days([frame.seq for frame in good], frame_us),
         rejected=(*rejected, *bad_keys, *bad_segments, *bad_candles),
         restamped=restamped,
@@ -117,10 +132,14 @@ def decode(frames: Sequence[Frame], *, recorder_id: str, definitions: Mapping[st
 
 
 def last_versions(candles: pa.Table) -> pa.Table:
-    """Keep, of each (instrument_key, interval, time), the row with the highest seq; the others keep their order."""
-    numbered = candles.append_column("row", _int64(range(candles.num_rows))).sort_by("seq")
-    newest = numbered.group_by(["instrument_key", "interval", "time"], use_threads=False).aggregate([("row", "last")])
-    return candles.take(newest.column("row_last").combine_chunks().sort())
+    """Keep, of each (instrument_key, interval, time), the row with the highest seq; the others keep their order.
+
+    Args:
+        candles: in order of seq.
+    """
+    keys, intervals = (_whole(candles[name]).dictionary_encode().indices for name in ("instrument_key", "interval"))
+    last = last_of_each(keys, intervals, _whole(candles["time"]).cast(pa.int64()))
+    return candles if len(last) == candles.num_rows else candles.take(last)
 
 
 def instrument_rows(valid_from_seq: int, definitions: Sequence[Definition]) -> pa.Table:
@@ -135,100 +154,100 @@ class _Entries:
     """The feed entries of all frames, one row each, duplicates and unusable keys gone.
 
     Attributes:
-        keys: instrument key of each entry.
+        names: the distinct instrument keys.
+        codes: of each entry, the index of its key in them.
         frame: index of the frame each entry came in.
-        values: the Feed messages.
+        mode: RequestMode of each.
+        messages: what each holds, by branch (parsing.Messages).
     """
 
-    keys: pa.Array
+    names: pa.Array
+    codes: pa.Array
     frame: pa.Array
-    values: pa.StructArray
+    mode: pa.Array
+    messages: Mapping[str, pa.StructArray]
 
     @classmethod
-    def of(cls, feeds: pa.MapArray, frames: Sequence[Frame]) -> tuple[_Entries, list[Rejected]]:
-        entries = cls(keys=feeds.keys, frame=_parents(feeds), values=feeds.items)
-        bad = pc.match_substring_regex(entries.keys, _BAD_KEY)
+    def of(cls, found: Messages, frames: Sequence[Frame]) -> tuple[_Entries, list[Rejected]]:
+        keys = found.keys.dictionary_encode()
+        entries = cls(
+            names=keys.dictionary, codes=keys.indices, frame=found.frame, mode=found.mode, messages=found.branches
+        )
+        marks = _marks(entries.names.to_pylist())
+        if not any(marks):
+            return entries._without_duplicates(), []
+        bad = marked(marks, keys)
         rejected = [
-            _rejected_key(frames[entries.frame[row].as_py()], "ticks", entries.keys[row].as_py())
+            _rejected_key(frames[entries.frame[row].as_py()], "ticks", entries.key(row))
             for row in pc.indices_nonzero(bad).to_pylist()
         ]
-        if rejected:
-            entries = entries.take(pc.indices_nonzero(pc.invert(bad)))
-        return entries._without_duplicates(), rejected
+        return entries.take(pc.indices_nonzero(pc.invert(bad)))._without_duplicates(), rejected
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def key(self, row: int) -> str:
+        return str(self.names[self.codes[row].as_py()].as_py())
 
     def take(self, rows: pa.Array) -> _Entries:
-        return _Entries(keys=self.keys.take(rows), frame=self.frame.take(rows), values=self.values.take(rows))
+        return replace(
+            self,
+            codes=self.codes.take(rows),
+            frame=self.frame.take(rows),
+            mode=self.mode.take(rows),
+            messages={name: messages.take(rows) for name, messages in self.messages.items()},
+        )
 
     def _without_duplicates(self) -> _Entries:
-        last = _last_of_each(self.keys, self.frame)
-        return self if len(last) == len(self.keys) else self.take(last)
+        last = last_of_each(self.codes, self.frame)
+        return self if len(last) == len(self) else self.take(last)
 
-    def field(self, *path: str) -> pa.Array:
-        return pc.struct_field(self.values, list(path))
-
-
-def _parse(frames: Sequence[Frame]) -> tuple[list[Frame], pa.RecordBatch | None, list[Rejected]]:
-    """Parse all frames at once; when that fails, find the ones that do not parse by bisection."""
-    try:
-        return list(frames), _columns([frame.payload for frame in frames]), []
-    except ValueError:
-        pass
-    good: list[Frame] = []
-    payloads: list[bytes] = []
-    rejected: list[Rejected] = []
-    pending = [frames]
-    while pending:
-        part = pending.pop()
-        try:
-            readable = _readable([frame.payload for frame in part])
-        except ValueError as exc:
-            if len(part) == 1:
-                rejected.append(_rejected_frame(part[0], f"does not decode: {exc}"))
-            else:
-                pending += [part[len(part) // 2 :], part[: len(part) // 2]]
-        else:
-            good.extend(part)
-            payloads.extend(readable)
-    return good, _columns(payloads) if good else None, rejected
+    def symbols(self, definitions: Mapping[str, Definition]) -> pa.Array:
+        """Return the symbol of each of `names`; the key where no definition knows one."""
+        known = [(key, definitions.get(key)) for key in self.names.to_pylist()]
+        return pa.array([key if one is None else one.symbol or key for key, one in known], pa.string())
 
 
-def _columns(payloads: Sequence[bytes]) -> pa.RecordBatch:
-    """Parse messages into columns.
+_Fields: TypeAlias = "Mapping[str, pa.Array]"
 
-    Raises:
-        ValueError: one of them does not parse.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Branches:
+    """What entries hold, field by field, one value an entry and null where its message is not there.
+
+    Attributes:
+        mode: RequestMode numbers.
+        market: fields of MarketFullFeed; empty if no entry has one. `index` and `first` alike.
+        ltpc: fields of LTPC, one mapping for each place that has any; `greeks` alike.
     """
-    try:
-        return _HANDLER.list_to_record_batch(payloads)
-    except BaseException as exc:
-        if type(exc).__name__ != "PanicException":
-            raise
-        raise ValueError(f"the parser failed: {exc}") from exc  # a panic in Rust is no Exception, and would end us
 
+    mode: pa.Array
+    market: _Fields
+    index: _Fields
+    first: _Fields
+    ltpc: Sequence[_Fields]
+    greeks: Sequence[_Fields]
 
-def _readable(payloads: Sequence[bytes]) -> Sequence[bytes]:
-    """Return messages as the parser takes them: a single one that it cannot read, as the reference would write it.
+    @classmethod
+    def of(cls, mode: pa.Array, messages: Mapping[str, pa.StructArray]) -> _Branches:
+        market, index, first = (fields(messages.get(name)) for name in ("marketFF", "indexFF", "firstLevelWithGreeks"))
+        ltpc = [fields(part.get("ltpc")) for part in (messages, market, index, first)]
+        greeks = [fields(part.get("optionGreeks")) for part in (market, first)]
+        return cls(
+            mode=mode,
+            market=market,
+            index=index,
+            first=first,
+            ltpc=[part for part in ltpc if part],
+            greeks=[part for part in greeks if part],
+        )
 
-    A map entry without a value is valid, and the parser panics at it (ptars 0.0.25).
-
-    Raises:
-        ValueError: one of them is no message, or any of several cannot be read.
-    """
-    try:
-        _columns(payloads)
-    except ValueError:
-        if len(payloads) > 1:
-            raise
-        try:
-            payloads = [pb.FeedResponse.FromString(payloads[0]).SerializeToString()]
-        except DecodeError as exc:
-            raise ValueError(str(exc)) from exc
-        _columns(payloads)
-    return payloads
-
-
-def _rejected_frame(frame: Frame, reason: str) -> Rejected:
-    return Rejected(seq=frame.seq, table="frame", instrument_key="", reason=reason, body=frame.payload)
+    def value(self, name: str, places: Iterable[_Fields], kind: pa.DataType) -> pa.Array:
+        """Return the value at the first of these places that has one, in memory of its own."""
+        found = [part[name] for part in places if part]
+        if not found:
+            return pa.nulls(len(self.mode), kind)
+        return copied(found[0]) if len(found) == 1 else pc.coalesce(*found)
 
 
 def _rejected_key(frame: Frame, table: str, key: str) -> Rejected:
@@ -271,6 +290,7 @@ def _days(seqs: Sequence[int], frame_us: pa.Array) -> tuple[tuple[dt.date, tuple
 
 def _ticks(
     entries: _Entries,
+    branches: _Branches,
     *,
     recorder_id: str,
     seqs: pa.Array,
@@ -279,92 +299,132 @@ def _ticks(
     types: pa.Array,
     symbols: pa.Array,
 ) -> pa.Table:
-    count = len(entries.keys)
+    count = len(entries)
     columns: dict[str, pa.Array] = {
         "time": frame_us.take(entries.frame),
         "received_at": received_us.take(entries.frame),
         "recorder_id": pa.repeat(recorder_id, count),
         "seq": seqs.take(entries.frame),
-        "instrument_key": _copied(entries.keys),
-        "symbol": symbols,
+        "instrument_key": entries.names.take(entries.codes),
+        "symbol": symbols.take(entries.codes),
         "kind": pc.if_else(pc.equal(types, pb.initial_feed), "snapshot", "live").take(entries.frame),
-        "mode": _names(pb.RequestMode, entries.field("requestMode")),
-        "cas_eligible": _copied(entries.field(*_MARKET, "casEligible")),
+        "mode": named(pb.RequestMode, branches.mode),
+        "cas_eligible": branches.value("casEligible", [branches.market], pa.bool_()),
     }
     for name in ("ltp", "ltt", "ltq", "cp", "iep"):
-        paths = (("ltpc",), (*_MARKET, "ltpc"), (*_INDEX, "ltpc"), (*_FIRST, "ltpc"))
-        columns[name] = pc.coalesce(*(entries.field(*path, name) for path in paths))
-    columns["ltt"] = pc.if_else(_in_range(columns["ltt"]), _null_if_zero(columns["ltt"]), None)
-    columns["iep"] = _null_if_zero(pc.coalesce(columns["iep"], entries.field(*_MARKET, "iep")))
+        columns[name] = branches.value(name, branches.ltpc, _WIRE_TYPES[name])
+    columns["ltt"] = pc.if_else(_in_range(columns["ltt"]), null_if_zero(columns["ltt"]), None)
+    iep = branches.value("iep", [branches.market], pa.float64())
+    columns["iep"] = null_if_zero(pc.coalesce(columns["iep"], iep))
     for name, wire_name in _SCALARS.items():
-        value = entries.field(*_MARKET, wire_name)
-        if name in _FIRST_LEVEL_SCALARS:
-            value = pc.coalesce(value, entries.field(*_FIRST, wire_name))
-        columns[name] = _null_if_zero(value)
+        places = [branches.market, branches.first] if name in _FIRST_LEVEL_SCALARS else [branches.market]
+        columns[name] = null_if_zero(branches.value(wire_name, places, SCHEMAS["ticks"].field(name).type))
     for name in _GREEKS:
-        columns[name] = pc.coalesce(*(entries.field(*path, "optionGreeks", name) for path in (_MARKET, _FIRST)))
-    columns |= _book(entries)
+        columns[name] = branches.value(name, branches.greeks, pa.float64())
+    columns |= _book(branches, count)
     return _table("ticks", columns)
 
 
-def _book(entries: _Entries) -> dict[str, pa.Array]:
-    levels = entries.field(*_MARKET, "marketLevel", "bidAskQuote")
-    first = entries.field(*_FIRST, "firstDepth")
+def _book(branches: _Branches, count: int) -> dict[str, pa.Array]:
     quotes = {"bid_price": "bidP", "ask_price": "askP", "bid_qty": "bidQ", "ask_qty": "askQ"}
-    return {name: pc.coalesce(_column_of(levels, field), _as_list(first, field)) for name, field in quotes.items()}
+    levels = fields(branches.market.get("marketLevel")).get("bidAskQuote")
+    first = branches.first.get("firstDepth")
+    columns = []
+    if levels is not None:
+        columns.append(_columns_of(levels, quotes.values()))
+    if first is not None:
+        columns.append({field: _as_list(first, field) for field in quotes.values()})
+    if not columns:
+        return {name: pa.nulls(count, SCHEMAS["ticks"].field(name).type) for name in quotes}
+    # Merging lists is slow, and needed only where modes are mixed.
+    return {
+        name: columns[0][field] if len(columns) == 1 else pc.coalesce(*(one[field] for one in columns))
+        for name, field in quotes.items()
+    }
 
 
-def _column_of(levels: pa.ListArray, field: str) -> pa.ListArray:
-    """Turn list<struct> into list<value of one field>, nulls kept."""
-    values = _finite(pc.struct_field(levels.flatten(), field))
+def _columns_of(levels: pa.ListArray, names: Iterable[str]) -> dict[str, pa.ListArray]:
+    """Turn list<struct> into a list<value> for each of these fields, nulls kept."""
+    values = levels.flatten()
     lengths = pc.fill_null(pc.list_value_length(levels), 0)
     offsets = pc.cumulative_sum(pa.concat_arrays([pa.array([0], pa.int32()), lengths]))
-    return pa.ListArray.from_arrays(offsets, values, mask=levels.is_null())
+    missing = levels.is_null()
+    return {
+        name: pa.ListArray.from_arrays(offsets, finite(copied(pc.struct_field(values, name))), mask=missing)
+        for name in names
+    }
 
 
 def _as_list(quotes: pa.StructArray, field: str) -> pa.ListArray:
     """Turn a single quote into a list of one level, null where there is none."""
-    values = _finite(pc.struct_field(quotes, field))
+    values = finite(pc.struct_field(quotes, field))
     offsets = pa.array(range(len(quotes) + 1), pa.int32())
     return pa.ListArray.from_arrays(offsets, values, mask=quotes.is_null())
 
 
 def _candles(
-    entries: _Entries, *, recorder_id: str, seqs: pa.Array, symbols: pa.Array, frames: Sequence[Frame]
+    entries: _Entries,
+    branches: _Branches,
+    *,
+    recorder_id: str,
+    seqs: pa.Array,
+    symbols: pa.Array,
+    frames: Sequence[Frame],
 ) -> tuple[pa.Table, list[Rejected]]:
-    paths = ((*_MARKET, "marketOHLC", "ohlc"), (*_INDEX, "marketOHLC", "ohlc"))
-    lists = pc.coalesce(*(entries.field(*path) for path in paths))
+    parts, rejected = [], []
+    for branch in (branches.market, branches.index):
+        lists = fields(branch.get("marketOHLC")).get("ohlc")
+        if lists is not None:
+            part, bad = _candles_of(lists, entries, frames)
+            parts.append(part)
+            rejected += bad
+    if not parts:
+        return _EMPTY["candles"], []
+    rows = parts[0] if len(parts) == 1 else pa.concat_tables(parts).sort_by("entry").combine_chunks()
+    codes, intervals, start_ms = (_whole(rows[name]) for name in ("code", "interval", "start_ms"))
+    rows = rows.take(last_of_each(codes, intervals.indices, start_ms))
+    columns = {
+        "time": pc.multiply(rows["start_ms"], 1000),
+        "recorder_id": pa.repeat(recorder_id, len(rows)),
+        "instrument_key": entries.names.take(rows["code"]),
+        "symbol": symbols.take(rows["code"]),
+        **{name: rows[name] for name in ("interval", "open", "high", "low", "close")},
+        "volume": rows["vol"],
+        "seq": seqs.take(entries.frame.take(rows["entry"])),
+    }
+    return _table("candles", columns), rejected
+
+
+def _candles_of(lists: pa.ListArray, entries: _Entries, frames: Sequence[Frame]) -> tuple[pa.Table, list[Rejected]]:
+    """Return the candles of one branch: entry, code of its key, interval, start_ms and values; and the bad."""
     values, entry = lists.flatten(), pc.list_parent_indices(lists)
-    start_ms, interval = pc.struct_field(values, "ts"), pc.struct_field(values, "interval")
-    named = pc.and_(pc.not_equal(interval, ""), pc.not_equal(start_ms, 0))
-    writable = pc.invert(pc.match_substring_regex(interval, _UNUSABLE))
+    start_ms, intervals = pc.struct_field(values, "ts"), pc.struct_field(values, "interval").dictionary_encode()
+    names = intervals.dictionary.to_pylist()
+    named = pc.and_(marked([bool(name) for name in names], intervals), pc.not_equal(start_ms, 0))
+    writable = marked([not _is_unusable(name) for name in names], intervals)
     storable = pc.and_(_in_range(start_ms), writable)
     rejected = [
         _rejected_candle(
             frames[entries.frame[entry[row].as_py()].as_py()],
-            entries.keys[entry[row].as_py()].as_py(),
+            entries.key(entry[row].as_py()),
             f"candle start {start_ms[row]} beyond what a nanosecond timestamp can hold"
             if writable[row].as_py()
-            else f"unusable interval {interval[row].as_py()!r}: it holds a control character or ends in a backslash",
+            else f"unusable interval {intervals[row].as_py()!r}: it holds a control character or ends in a backslash",
         )
         for row in pc.indices_nonzero(pc.and_(named, pc.invert(storable))).to_pylist()
     ]
-    rows = pc.indices_nonzero(pc.and_(named, storable))
-    values, entry = values.take(rows), entry.take(rows)
-    table = _table(
-        "candles",
+    columns = {name: pc.struct_field(values, name) for name in ("open", "high", "low", "close", "vol")}
+    table = pa.table(
         {
-            "time": pc.multiply(start_ms.take(rows), 1000),
-            "recorder_id": pa.repeat(recorder_id, len(rows)),
-            "instrument_key": entries.keys.take(entry),
-            "symbol": symbols.take(entry),
-            "interval": interval.take(rows),
-            **{name: pc.struct_field(values, name) for name in ("open", "high", "low", "close")},
-            "volume": pc.struct_field(values, "vol"),
-            "seq": seqs.take(entries.frame.take(entry)),
-        },
+            "entry": entry,
+            "code": entries.codes.take(entry),
+            "interval": intervals,
+            "start_ms": start_ms,
+            **columns,
+        }
     )
-    return last_versions(table), rejected
+    kept = pc.and_(named, storable)
+    return table if pc.all(kept).as_py() else table.filter(kept), rejected
 
 
 def _rejected_candle(frame: Frame, key: str, reason: str) -> Rejected:
@@ -377,21 +437,24 @@ def _market_status(
 ) -> tuple[pa.Table, list[Rejected]]:
     parts: list[pa.Table] = []
     rejected: list[Rejected] = []
+    if info.null_count == len(info):
+        return _EMPTY["market_status"], []
     scopes = {"segment": "segmentStatus", "cas": "casMarketStatus", "pre_open": "preOpenSessionStatus"}
     for scope, field in scopes.items():
         statuses = pc.struct_field(info, field)
         if not len(statuses.items):
             continue
-        keys, frame, values = statuses.keys, _parents(statuses), statuses.items
+        keys, frame, values = statuses.keys, parents(statuses), statuses.items
         times = frame_us.take(frame)
         if scope == "segment":
-            status = _names(pb.MarketStatus, values)
+            status = named(pb.MarketStatus, values)
         else:
             status = pc.struct_field(values, "status")
             updated_ms = pc.struct_field(values, "updatedTime")
             usable = pc.and_(pc.greater(updated_ms, 0), pc.less(updated_ms, _MAX_MS))
             times = pc.if_else(usable, pc.multiply(pc.if_else(usable, updated_ms, 0), 1000), times)
-        bad = pc.match_substring_regex(keys, _BAD_KEY)
+        encoded = keys.dictionary_encode()
+        bad = marked(_marks(encoded.dictionary.to_pylist()), encoded)
         rejected += [
             _rejected_key(frames[frame[row].as_py()], "market_status", keys[row].as_py())
             for row in pc.indices_nonzero(bad).to_pylist()
@@ -403,41 +466,23 @@ def _market_status(
             "status": status,
             "seq": seqs.take(frame),
         }
-        kept = pc.and_(pc.invert(bad), pc.is_in(_int64(range(len(keys))), value_set=_last_of_each(keys, frame)))
+        last = last_of_each(encoded.indices, frame)
+        kept = pc.and_(pc.invert(bad), pc.is_in(int64(range(len(keys))), value_set=last))
         parts.append(_table("market_status", columns).filter(kept))
-    return pa.concat_tables([SCHEMAS["market_status"].empty_table(), *parts]), rejected
+    return pa.concat_tables([_EMPTY["market_status"], *parts]), rejected
 
 
-def _parents(mapping: pa.MapArray) -> pa.Array:
-    """Return, for each entry of a map column, the index of its row."""
-    # list_parent_indices aborts the process on a MapArray, so it is given the same offsets as a list.
-    lengths = pc.subtract(mapping.offsets.slice(1), mapping.offsets.slice(0, len(mapping)))
-    offsets = pc.cumulative_sum(pa.concat_arrays([pa.array([0], pa.int32()), lengths]))
-    return pc.list_parent_indices(pa.ListArray.from_arrays(offsets, mapping.keys))
+def _is_unusable(text: str) -> bool:
+    """Say whether no line protocol, file name or terminal can hold it: a control character, or a backslash last."""
+    return text.endswith("\\") or (not text.isprintable() and any(category(one) == "Cc" for one in text))
 
 
-def _last_of_each(keys: pa.Array, frame: pa.Array) -> pa.Array:
-    """Return the row of the last entry of each key in each frame, in order."""
-    rows = pa.table({"key": keys, "frame": frame, "row": _int64(range(len(keys)))})
-    return rows.group_by(["key", "frame"]).aggregate([("row", "max")]).column("row_max").combine_chunks().sort()
-
-
-def _symbols(keys: pa.Array, definitions: Mapping[str, Definition]) -> pa.Array:
-    encoded = keys.dictionary_encode()
-    known = [definitions.get(key) for key in encoded.dictionary.to_pylist()]
-    names = [
-        item.symbol if item is not None and item.symbol else key
-        for key, item in zip(encoded.dictionary.to_pylist(), known, strict=True)
-    ]
-    return pa.array(names, pa.string()).take(encoded.indices)
-
-
-def _names(enum: Any, numbers: pa.Array) -> pa.Array:
-    """Return each enum number's wire name; an unknown number as its digits."""
-    encoded = numbers.dictionary_encode()
-    known = {number: name for name, number in enum.items()}
-    names = [known.get(number, str(number)) for number in encoded.dictionary.to_pylist()]
-    return pa.array(names, pa.string()).take(encoded.indices)
+def _marks(keys: Sequence[str]) -> list[bool]:
+    """Return which instrument keys, or names of segments, are none."""
+    together = "".join(keys)
+    if together.isprintable() and "\\" not in together and "" not in keys:
+        return [False] * len(keys)
+    return [not key or _is_unusable(key) for key in keys]
 
 
 def _in_range(ms: pa.Array) -> pa.Array:
@@ -445,25 +490,11 @@ def _in_range(ms: pa.Array) -> pa.Array:
     return pc.and_(pc.greater(ms, -_MAX_MS), pc.less(ms, _MAX_MS))
 
 
-def _null_if_zero(values: pa.Array) -> pa.Array:
-    return pc.if_else(pc.not_equal(values, 0), values, None)
-
-
-def _finite(values: pa.Array) -> pa.Array:
-    if not pa.types.is_floating(values.type):
-        return values
-    finite = pc.is_finite(values)
-    return values if pc.all(finite).as_py() is not False else pc.if_else(finite, values, None)
-
-
-def _copied(values: pa.Array) -> pa.Array:
-    return values.take(_int64(range(len(values))))
-
-
-def _int64(values: Sequence[int]) -> pa.Array:
-    return pa.array(values, pa.int64())
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks()
 
 
 def _table(name: str, columns: Mapping[str, pa.Array]) -> pa.Table:
     schema = SCHEMAS[name]
-    return pa.table([_finite(columns[field.name]).cast(field.type) for field in schema], schema=schema)
+    found = [(finite(columns[field.name]), field.type) for field in schema]
+    return pa.table([one if one.type == kind else one.cast(kind) for one, kind in found], schema=schema)

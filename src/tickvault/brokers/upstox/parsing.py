@@ -1,0 +1,171 @@
+"""Bytes of messages to columns (ptars): all frames in one call, and never more than one bad frame lost to view. Pure.
+
+What most entries do not have, the branches beside `marketFF`, is bytes to the first pass and parsed in a second where it
+occurs: columns of nulls for it would cost a fourth of the time. Of such a branch that comes twice in one entry, which
+protobuf would merge and no library writes, the last is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import ptars
+import pyarrow.compute as pc
+from google.protobuf import wrappers_pb2
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
+
+from tickvault.brokers.upstox.arrays import fields, parents, spread
+from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
+from tickvault.model import Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pyarrow as pa
+
+    from tickvault.model import Frame
+
+__all__ = ["Messages", "parse"]
+
+_RARE: Final = {
+    ("Feed", "ltpc"): "LTPC",
+    ("Feed", "firstLevelWithGreeks"): "FirstLevelWithGreeks",
+    ("FullFeed", "indexFF"): "IndexFullFeed",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Messages:
+    """Frames as columns.
+
+    Attributes:
+        type: of each frame; `current_ms` its currentTs.
+        info: its MarketInfo, null where it has none.
+        keys: instrument key of each entry of all frames; `frame` the index of the frame it came in.
+        mode: its RequestMode.
+        branches: field name of `Feed` or `FullFeed` → its messages, one an entry, null where it has none; none is
+            missing but those that no entry has.
+    """
+
+    type: pa.Array
+    current_ms: pa.Array
+    info: pa.StructArray
+    keys: pa.Array
+    frame: pa.Array
+    mode: pa.Array
+    branches: Mapping[str, pa.StructArray]
+
+
+def _handlers() -> tuple[Any, Mapping[str, Any]]:
+    """Return the parser of frames, and those of the messages that it leaves as bytes, by name."""
+    file = FileDescriptorProto()
+    pb.DESCRIPTOR.CopyToProto(file)
+    for message in file.message_type:
+        for field in message.field:
+            if (message.name, field.name) in _RARE:
+                field.type = FieldDescriptorProto.TYPE_BYTES
+                field.ClearField("type_name")
+    pool = DescriptorPool()
+    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
+    pool.AddSerializedFile(file.SerializeToString())
+    frame = pool.FindMessageTypeByName(f"{file.package}.FeedResponse")
+    frames = ptars.HandlerPool([frame.file]).get_for_message(frame)
+    whole = ptars.HandlerPool([pb.DESCRIPTOR])
+    rare = {name: whole.get_for_message(pb.DESCRIPTOR.message_types_by_name[name]) for name in _RARE.values()}
+    return frames, rare
+
+
+_FRAMES, _OF_RARE = _handlers()
+
+
+def parse(frames: Sequence[Frame]) -> tuple[Sequence[Frame], Messages | None, list[Rejected]]:
+    """Parse all frames at once; when that fails, find the ones that do not parse by bisection."""
+    try:
+        return frames, _messages([frame.payload for frame in frames]) if frames else None, []
+    except ValueError:
+        pass
+    good: list[Frame] = []
+    payloads: list[bytes] = []
+    rejected: list[Rejected] = []
+    pending = [frames]
+    while pending:
+        part = pending.pop()
+        try:
+            readable = _readable([frame.payload for frame in part])
+        except ValueError as exc:
+            if len(part) == 1:
+                rejected.append(_rejected_frame(part[0], f"does not decode: {exc}"))
+            else:
+                pending += [part[len(part) // 2 :], part[: len(part) // 2]]
+        else:
+            good.extend(part)
+            payloads.extend(readable)
+    return good, _messages(payloads) if good else None, rejected
+
+
+def _messages(payloads: Sequence[bytes]) -> Messages:
+    """Parse messages into columns.
+
+    Raises:
+        ValueError: one of them does not parse.
+    """
+    try:
+        return _columns(payloads)
+    except BaseException as exc:
+        if type(exc).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the parser failed: {exc}") from exc  # a panic in Rust is no Exception, and would end us
+
+
+def _columns(payloads: Sequence[bytes]) -> Messages:
+    columns = _FRAMES.list_to_record_batch(payloads)
+    feeds = columns.column("feeds")
+    top = fields(feeds.items)
+    full = fields(top.get("fullFeed"))
+    found = {"marketFF": full.get("marketFF")}
+    for (message, field), kind in _RARE.items():
+        found[field] = _rare(kind, (top if message == "Feed" else full).get(field))
+    return Messages(
+        type=columns.column("type"),
+        current_ms=columns.column("currentTs"),
+        info=columns.column("marketInfo"),
+        keys=feeds.keys,
+        frame=parents(feeds),
+        mode=pc.struct_field(feeds.items, "requestMode"),
+        branches={name: messages for name, messages in found.items() if messages is not None},
+    )
+
+
+def _rare(kind: str, messages: pa.BinaryArray | None) -> pa.StructArray | None:
+    """Parse messages where there are any; None if there is none."""
+    if messages is None or messages.null_count == len(messages):
+        return None
+    return spread(_OF_RARE[kind].array_to_record_batch(messages.drop_null()).to_struct_array(), messages.is_valid())
+
+
+def _readable(payloads: Sequence[bytes]) -> Sequence[bytes]:
+    """Return messages as the parser takes them: a single one that it cannot read, as the reference would write it.
+
+    A map entry without a value is valid, and the parser panics at it (ptars 0.0.25).
+
+    Raises:
+        ValueError: one of them is no message, or any of several cannot be read.
+    """
+    try:
+        _messages(payloads)
+    except ValueError:
+        if len(payloads) > 1:
+            raise
+        try:
+            payloads = [pb.FeedResponse.FromString(payloads[0]).SerializeToString()]
+        except DecodeError as exc:
+            raise ValueError(str(exc)) from exc
+        _messages(payloads)
+    return payloads
+
+
+def _rejected_frame(frame: Frame, reason: str) -> Rejected:
+    return Rejected(seq=frame.seq, table="frame", instrument_key="", reason=reason, body=frame.payload)
