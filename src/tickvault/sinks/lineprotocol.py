@@ -16,6 +16,7 @@ import re
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import pyarrow as pa
@@ -34,6 +35,8 @@ _Tags: TypeAlias = "Mapping[str, str | None]"
 
 _FLOATS: Final = ("ltp", "cp", "atp", "oi", "iv", "tbq", "tsq", "delta", "theta", "gamma", "vega", "rho", "iep", "rp")
 _INTEGERS: Final = ("ltq", "vtt", "ltt", "ieq", "iiq_total", "iiq_m")
+_RECURRING: Final = frozenset({"received_at", "seq", "cp"})  # the same in a frame, or all day: written once
+_TOTALS: Final = frozenset({"oi", "tbq", "tsq"})  # doubles that are counts
 _BOOK: Final = ("bid_price", "bid_qty", "ask_price", "ask_qty")
 _OHLC: Final = ("open", "high", "low", "close")
 
@@ -41,6 +44,8 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _SPECIAL: Final = re.compile(r"([,= ])")
 # The engine of InfluxDB 1 and 2 takes no longer series key (measurement and tags).
 _MAX_SERIES_KEY_BYTES: Final = 65_535
+_SERIES_KEPT: Final = 20_000  # 5 MB; an instrument has three
+_END: Final = 1_000  # behind every number
 # Microseconds whose nanoseconds still fit the signed 64 bits of a point's time.
 _MAX_TIME_US: Final = 9_223_372_036_854_774
 
@@ -112,7 +117,7 @@ def encode_tradedatafeed(batch: Batch, dialect: Dialect = Dialect.INFLUX) -> Lin
         return _series_key(_CONTROL.sub(" ", interval).replace(",", "\\,").replace(" ", "\\ "), tags, dialect)
 
     fields = [_number(name.title(), table[name], keep_zero=True) for name in _OHLC]
-    fields.append(_number("Volume", pc.fill_null(table["volume"], 0).cast(pa.float64()), keep_zero=True))
+    fields.append(_number("Volume", pc.fill_null(table["volume"], 0).cast(pa.float64()), keep_zero=True, end=""))
     prefix = _per_series(series, table, "instrument_key", "symbol", "interval")
     return _assemble(prefix, fields, pc.divide(_int(table["time"]), 1000), offset, _not_daily(table, dialect))
 
@@ -132,14 +137,14 @@ def _ticks(batch: Batch, depth: int, dialect: Dialect) -> Lines:
     table, offset = _table(batch, "ticks")
 
     def series(key: str, symbol: str) -> str | None:
-        return _series_key("tick", _instrument_tags(key, symbol, batch.definitions.get(key)), dialect)
+        return _instrument_series("tick", key, symbol, None, batch.definitions.get(key), dialect)
 
     fields = [_number(name, table[name]) for name in _FLOATS]
     fields += [_number(name, _int(table[name]), "i") for name in _INTEGERS]
     fields += [_true("cas_eligible", table["cas_eligible"]), _true("snapshot", pc.equal(table["kind"], "snapshot"))]
     for name in _BOOK:
         fields += _levels(name, table[name], depth)
-    fields += [_number("received_at", _nanoseconds(table["received_at"]), "i"), _number("seq", table["seq"], "i")]
+    fields += [_number("received_at", _nanoseconds(table["received_at"]), "i"), _seq(table)]
     return _assemble(_per_series(series, table, "instrument_key", "symbol"), fields, _distinct_time(table), offset)
 
 
@@ -147,11 +152,10 @@ def _candles(batch: Batch, dialect: Dialect) -> Lines:
     table, offset = _table(batch, "candles")
 
     def series(key: str, symbol: str, interval: str) -> str | None:
-        tags = _instrument_tags(key, symbol, batch.definitions.get(key))
-        return _series_key("candle", {**tags, "interval": interval}, dialect)
+        return _instrument_series("candle", key, symbol, interval, batch.definitions.get(key), dialect)
 
     fields = [_number(name, table[name]) for name in _OHLC]
-    fields += [_number(name, table[name], "i") for name in ("volume", "seq")]
+    fields += [_number("volume", table["volume"], "i"), _seq(table)]
     time = _nanoseconds(table["time"])
     if dialect is Dialect.INFLUX3:
         time = pc.add(time, _modulo(table["seq"], 1_000_000_000))
@@ -165,7 +169,7 @@ def _market_status(batch: Batch, dialect: Dialect) -> Lines:
     def series(scope: str, segment: str) -> str | None:
         return _series_key("market_status", {"scope": scope, "segment": segment}, dialect)
 
-    fields = [_string("status", table["status"], dialect), _number("seq", table["seq"], "i")]
+    fields = [_string("status", table["status"], dialect), _seq(table)]
     return _assemble(_per_series(series, table, "scope", "segment"), fields, _distinct_time(table), offset)
 
 
@@ -179,11 +183,19 @@ def _gaps(batch: Batch, dialect: Dialect) -> Lines:
     fields = [
         _number("duration_s", table["duration_s"], keep_zero=True),
         _number("closed_at", _nanoseconds(table["closed_at"]), "i", keep_zero=True),
-        planned,
         _string("detail", table["detail"], dialect),
+        planned,
     ]
     prefix = _per_series(series, table, "scope", "subject", "reason")
     return _assemble(prefix, fields, _nanoseconds(table["opened_at"]), offset)
+
+
+@lru_cache(_SERIES_KEPT)  # a batch has most of the last one's series, and each costs as much as several rows
+def _instrument_series(
+    measurement: str, key: str, symbol: str, interval: str | None, definition: Definition | None, dialect: Dialect
+) -> str | None:
+    tags = _instrument_tags(key, symbol, definition)
+    return _series_key(measurement, {**tags, "interval": interval}, dialect)
 
 
 def _instrument_tags(key: str, symbol: str, definition: Definition | None) -> _Tags:
@@ -212,7 +224,7 @@ def _key(key: str) -> str:
 def _series_key(measurement: str, tags: _Tags, dialect: Dialect) -> str | None:
     """Return escaped measurement and tags, sorted; None when it is longer than servers take."""
     # Only instrument keys name a series; in descriptive tags a control character or a last backslash is worth a blank.
-    cleaned = {name: _CONTROL.sub(" ", value or "").rstrip("\\") for name, value in sorted(tags.items())}
+    cleaned = {name: _CONTROL.sub(" ", value).rstrip("\\") for name, value in sorted(tags.items()) if value}
     escaped = (f",{name}={_escape(value, dialect)}" for name, value in cleaned.items() if value)
     series = measurement + "".join(escaped)
     return series if measurement and len(series.encode()) <= _MAX_SERIES_KEY_BYTES else None
@@ -249,10 +261,15 @@ def _build(build: Callable[..., str | None], values: list[list[Any]], code: int)
 
 
 def _assemble(prefix: _Array, fields: Sequence[_Array], time: _Array, offset: int, keep: _Array = None) -> Lines:
-    """Join series, fields and time; rows count from `offset`, those that `keep` rules out are not written."""
-    rows = pa.arange(offset, offset + len(prefix))
-    joined = pc.binary_join_element_wise(*map(_whole, fields), ",", null_handling="skip")
-    text = pc.binary_join_element_wise(prefix, joined, pc.cast(_whole(time), pa.string()), " ")
+    """Join series, fields and time; rows count from `offset`, those that `keep` rules out are not written.
+
+    Every row has the last field; the others bring the comma behind them, so that one join does for all.
+    """
+    rows, time = pa.arange(offset, offset + len(prefix)), _whole(time)
+    parts = (prefix, " ", *map(_whole, fields), " ", pc.cast(time, pa.string()))
+    text = pc.binary_join_element_wise(*parts, "", null_handling="skip")
+    if prefix.null_count or time.null_count:
+        text = pc.if_else(pc.and_(pc.is_valid(prefix), pc.is_valid(time)), text, pa.scalar(None, pa.string()))
     if keep is not None:
         text, rows, prefix = text.filter(keep), rows.filter(keep), prefix.filter(keep)
     refused: dict[int, str] = {}
@@ -272,37 +289,64 @@ def _concatenate(parts: Sequence[Lines]) -> Lines:
     )
 
 
-def _number(name: str, column: _Array, suffix: str = "", *, keep_zero: bool = False) -> _Array:
-    """Return `name=value` for each row; null where the value is null, NaN, infinite or a zero not to be kept."""
+def _seq(table: pa.Table) -> _Array:
+    return _number("seq", table["seq"], "i", keep_zero=True, end="")
+
+
+def _number(name: str, column: _Array, suffix: str = "", *, keep_zero: bool = False, end: str = ",") -> _Array:
+    """Return `name=value,` for each row; null where the value is null, NaN, infinite or a zero not to be kept."""
     column = _whole(column)
     keep = pc.is_finite(column)
     if not keep_zero:
         keep = pc.and_(keep, pc.not_equal(column, 0))
+    values = pc.if_else(keep, column, pa.scalar(None, column.type))
+    if name in _RECURRING:
+        encoded = values.dictionary_encode()
+        return _written(f"{name}=", encoded.dictionary, suffix + end).take(encoded.indices)
+    if name in _TOTALS and _are_plain(values):
+        values = values.cast(pa.int64())  # quicker to write
+    return _written(f"{name}=", values, suffix + end)
+
+
+def _written(before: str, values: _Array, behind: str) -> _Array:
+    """Return `before`, the number and what stands behind it for each row, null for null."""
     # Arrow writes the shortest digits that read back as the same double, with digits on both sides of a point.
-    text = pc.cast(pc.if_else(keep, column, pa.scalar(None, column.type)), pa.string())
-    return pc.binary_join_element_wise(f"{name}=", text, suffix, "")
+    return _surrounded(before, pc.cast(values, pa.string()), behind)
+
+
+def _surrounded(before: str, text: _Array, behind: str) -> _Array:
+    text = pc.binary_replace_slice(text, start=0, stop=0, replacement=before)  # much quicker than to join the three
+    return pc.binary_replace_slice(text, start=_END, stop=_END, replacement=behind) if behind else text
+
+
+def _are_plain(values: _Array) -> bool:
+    """Say whether doubles other than zero are integers that Arrow writes without an exponent."""
+    plain = pc.and_(pc.equal(pc.trunc(values), values), pc.less(pc.abs(values), 1e10))
+    return pc.all(plain).as_py() is not False
 
 
 def _levels(name: str, column: _Array, depth: int) -> list[_Array]:
-    """Return one column per book level: `name_1=…` up to the depth, null where the level or its value is."""
+    """Return one column per book level: `name_1=…,` up to the depth, null where the level or its value is."""
     lists = _whole(column)
     offsets = lists.offsets
     first = offsets[0].as_py()
     values = lists.values.slice(first, offsets[-1].as_py() - first)
     values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
-    text = pc.cast(values, pa.string())
-    suffix = "i" if pa.types.is_integer(values.type) else ""
+    behind = "i," if pa.types.is_integer(values.type) else ","
+    # Prices recur, from level to level and in the next update; by bits, so that a negative zero stays one.
+    bits = values.view(pa.int64()).dictionary_encode()
+    digits = pc.cast(bits.dictionary.view(values.type), pa.string())
     starts, lengths = pc.subtract(offsets[:-1], first), pc.list_value_length(lists)
     nowhere = pa.scalar(None, starts.type)
     found = []
     for level in range(min(depth, pc.max(lengths).as_py() or 0)):
-        taken = text.take(pc.if_else(pc.greater(lengths, level), pc.add(starts, level), nowhere))
-        found.append(pc.binary_join_element_wise(f"{name}_{level + 1}=", taken, suffix, ""))
+        place = pc.if_else(pc.greater(lengths, level), pc.add(starts, level), nowhere)
+        found.append(_surrounded(f"{name}_{level + 1}=", digits.take(bits.indices.take(place)), behind))
     return found
 
 
 def _true(name: str, column: _Array) -> _Array:
-    return pc.if_else(_whole(column), f"{name}=true", pa.scalar(None, pa.string()))
+    return pc.if_else(_whole(column), f"{name}=true,", pa.scalar(None, pa.string()))
 
 
 def _string(name: str, column: _Array, dialect: Dialect) -> _Array:
@@ -313,7 +357,7 @@ def _string(name: str, column: _Array, dialect: Dialect) -> _Array:
     text = pc.replace_substring(text, '"', '\\"')
     text = pc.replace_substring_regex(text, r"[\x00-\x1f\x7f]", " ")
     filled = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
-    return pc.binary_join_element_wise(f'{name}="', filled, '"', "")
+    return pc.binary_join_element_wise(f'{name}="', filled, '",', "")
 
 
 def _distinct_time(table: pa.Table) -> _Array:
