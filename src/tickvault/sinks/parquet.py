@@ -39,6 +39,10 @@ STORED: Final = (
     "instruments",
 )  # gaps live in the state: they change when they close
 _NAME: Final = re.compile(r"(?P<recorder>[0-9a-z]+)-(?P<lo>\d{16})-(?P<hi>\d{16})(?P<compacted>\.c)?\.parquet")
+# Numbers that seldom come twice: a dictionary of them costs time, and more bytes than it saves (benchmarks/results.md).
+_UNIQUE: Final = frozenset(
+    {"ltt", "ltq", "atp", "vtt", "oi", "iv", "tbq", "tsq", "delta", "theta", "gamma", "vega", "rho"}
+)
 _SEQ_COLUMN: Final = {"instruments": "valid_from_seq"}
 
 
@@ -61,7 +65,7 @@ class FileSystem:
     def write_table(self, path: Path, table: pa.Table) -> None:
         """Write and fsync a file, then read its footer back."""
         with open(path, "wb", opener=_private) as file:
-            pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, file, compression="zstd", use_dictionary=_recurring(table.schema))
             file.flush()
             os.fsync(file.fileno())
         stored = pq.read_metadata(path).num_rows
@@ -246,6 +250,12 @@ def _parts(batch: Batch) -> Iterator[tuple[str, dt.date, pa.Table]]:
             rows = table.filter(pc.is_in(seqs, value_set=pa.array(of_date, pa.int64())))
             if rows.num_rows:
                 yield name, date, rows
+
+
+def _recurring(schema: pa.Schema) -> list[str]:
+    """Return the Parquet columns whose values recur."""
+    columns = [field for field in schema if field.name not in _UNIQUE]
+    return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in columns]
 
 
 def _private(path: str, flags: int) -> int:
