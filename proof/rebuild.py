@@ -10,6 +10,7 @@ import csv
 import datetime as dt
 import io
 import time
+import urllib.request
 from typing import TYPE_CHECKING, Any, Final
 
 import programs
@@ -19,6 +20,7 @@ from proof.power import journalled
 from proof.rig import Answer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from servers import Server
@@ -40,6 +42,7 @@ every_s = 4.0
 do = "close"
 code = 1000
 """
+RELIST_S: Final = 20.0  # by then the first recorder has read the list
 NAMES: Final = {
     "ticks": ("seq", "instrument_key"),
     "market_status": ("seq", "scope", "segment"),
@@ -59,12 +62,15 @@ def ask(place: Path, *, frames: int = 400) -> Answer:
     data = place / "data"
     answer = Answer()
     script = place / "relisted.toml"
-    script.write_text(SCRIPT.format(relist_s=5.0), encoding="utf-8")
+    script.write_text(SCRIPT.format(relist_s=RELIST_S), encoding="utf-8")
     with influxd(place / "influx") as influx:
         stores = {"INFLUX_URL": influx.url, "INFLUX_BUCKET": "market"}
         with programs.simulator(place, *MARKET, "--script", str(script)) as (url, simulated):
             environ = programs.environ_for(url, data, **stores)
+            first = _listed(environ)
             for part in (1, 2):
+                if part == 2:
+                    wait_until(lambda: _listed(environ) != first, "the list is another one", 60)
                 with programs.recorder(place, environ) as recorder:
                     upto = frames * part // 2
                     wait_until(lambda upto=upto: journalled(data) >= upto, f"{upto} frames are journalled", 600)
@@ -84,6 +90,19 @@ def ask(place: Path, *, frames: int = 400) -> Answer:
         done = programs.call("run", "--duration", "2", environ=environ, folder=place)
         answer.wrong += [done.stderr[-500:]] if done.returncode else []
         after = _all(place, data, influx)
+    _compare(answer, before, after, ended_s)
+    symbols: dict[str, set[str]] = {}
+    for row in before["ticks"].values():
+        symbols.setdefault(row["instrument_key"], set()).add(row["symbol"])
+    answer.figures["keys with two symbols"] = renamed = sum(len(of) > 1 for of in symbols.values())
+    if not renamed or not before["gaps"]:
+        answer.wrong.append("no key changed its symbol, or there is no gap: this shows nothing")
+    answer.ran = f"{sum(len(rows) for rows in before.values())} rows and points compared"
+    return answer
+
+
+def _compare(answer: Answer, before: dict[str, _Rows], after: dict[str, _Rows], ended_s: float) -> None:
+    """Hold what is there after the rebuild against what was there before."""
     for name, rows in before.items():
         differing = [one for one in rows if rows[one] != after[name].get(one)]
         more = after[name].keys() - rows.keys()
@@ -99,14 +118,6 @@ def ask(place: Path, *, frames: int = 400) -> Answer:
         if more:
             answer.wrong.append(f"{name}: {len(more)} were not there before: {sorted(more)[:3]}")
         answer.figures[name] = len(rows)
-    symbols: dict[str, set[str]] = {}
-    for row in before["ticks"].values():
-        symbols.setdefault(row["instrument_key"], set()).add(row["symbol"])
-    answer.figures["keys with two symbols"] = renamed = sum(len(of) > 1 for of in symbols.values())
-    if not renamed or not before["gaps"]:
-        answer.wrong.append("no key changed its symbol, or there is no gap: this shows nothing")
-    answer.ran = f"{sum(len(rows) for rows in before.values())} rows and points compared"
-    return answer
 
 
 def _all(place: Path, data: Path, influx: Server) -> dict[str, _Rows]:
@@ -118,6 +129,14 @@ def _all(place: Path, data: Path, influx: Server) -> dict[str, _Rows]:
         points = influx_query(influx, f"SELECT * FROM {name}", db="market")
         found[name] = _named(name, points)
     return found
+
+
+def _listed(environ: Mapping[str, str]) -> bytes:
+    """Return the master list as it is now."""
+    asked = urllib.request.Request(environ["UPSTOX_INSTRUMENTS_URL"], headers={"User-Agent": "tickvault"})
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        body: bytes = answer.read()
+        return body
 
 
 def _opened_s(gap: dict[str, Any]) -> float:
