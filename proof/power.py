@@ -109,7 +109,7 @@ class _Cuts:
             for number in (1, 2):
                 upto = self.frames * number // 2
                 with recording(self.place, environ, program=(*self._strace(number), *HURRIED)) as recorder:
-                    wait_until(lambda upto=upto: journalled(data) >= upto, f"{upto} frames are journalled", 60)
+                    wait_until(lambda upto=upto: journalled(data) >= upto, f"{upto} frames are journalled", 120)
                     if number == 1:
                         _signal_traced(recorder.process.pid, signal.SIGKILL)
                         recorder.process.wait(10)

@@ -12,7 +12,8 @@ __all__ = ["make_folder", "replace_file", "sync_folder"]
 
 def replace_file(path: Path, content: bytes) -> None:
     """Put a file in place, whole or not at all, 0600; its folder is made, 0700, if it is missing."""
-    make_folder(path.parent)
+    if not path.parent.is_dir():
+        make_folder(path.parent)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp")  # 0600 from the start
     try:
         with os.fdopen(fd, "wb") as file:
@@ -27,11 +28,13 @@ def replace_file(path: Path, content: bytes) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder, 0700, and those above it, if they are missing; its name is durable then, whoever made it."""
-    missing = [one for one in path.parents if not one.is_dir()]
+    missing = [one for one in (path, *path.parents) if not one.is_dir()]
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with suppress(PermissionError):  # one that others gave us, in a folder that we may not read
-        for one in (path, *missing):
-            sync_folder(one.parent)
+    for one in missing:
+        sync_folder(one.parent)
+    if not missing:
+        with suppress(OSError):  # a folder that others gave us, in one that we may not read or that cannot be synced
+            sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
