@@ -2,7 +2,7 @@
 
 Told by its environment, it notes what it promises: PROOF_MARKS names a file that gets one line after each append
 (`committed SEQ`), and after each step of a delivery (`attempted SINK SEQ`, `delivered SINK SEQ`). PROOF_SYNCHRONOUS=OFF
-lets SQLite not sync the journal.
+lets SQLite not sync the journal. PROOF_PATIENCE=short tries a store that fails every second or two, not every minute.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from tickvault import room, segments
 from tickvault.cli import main
+from tickvault.delivery import Delivery, Patience
 from tickvault.journal import Journal
+from tickvault.sinks.influx import InfluxSink
 from tickvault.sinks.parquet import ParquetSink
 from tickvault.state import State
 
@@ -65,4 +67,7 @@ if __name__ == "__main__":
         _note_promises(marks)
     if mode := os.environ.pop("PROOF_SYNCHRONOUS", ""):
         _sync(mode)
+    if os.environ.pop("PROOF_PATIENCE", ""):
+        Delivery.__init__.__kwdefaults__["patience"] = Patience(first_s=0.2, longest_s=1.0, misconfigured_s=2.0)  # type: ignore[index]
+        InfluxSink.__init__.__kwdefaults__["timeout_s"] = 2.0  # type: ignore[index]
     main()

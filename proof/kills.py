@@ -62,7 +62,7 @@ def ask(place: Path, *, rounds: int = 200, longest_s: float = 3.0, seed: int | N
             if recorder.stop():
                 answer.wrong.append(f"the last run: {recorder.said()[-500:]}")
         answer.wrong += _verified(place, environ, "at the end")
-        _compare(answer, data, log, influx)
+        compare(answer, data, log, influx)
     answer.twice += reader.twice
     answer.lost += reader.vanished
     answer.wrong += reader.wrong
@@ -86,8 +86,8 @@ def _verified(place: Path, environ: dict[str, str], when: str) -> list[str]:
     return [f"journal verify {when}: {done.stdout[-300:]}{done.stderr[-300:]}"] if done.returncode else []
 
 
-def _compare(answer: Answer, data: Path, log: Path, influx: Server) -> None:
-    """Hold Parquet against the log, and InfluxDB against Parquet."""
+def compare(answer: Answer, data: Path, log: Path, influx: Server) -> None:
+    """Hold Parquet against the log, and InfluxDB against Parquet; write into the answer what came of it."""
     ticks, statuses = (programs.globbed(data, table) for table in ("ticks", "market_status"))
     held = oracle.held(log, ticks, statuses)
     answer.lost += held.holes

@@ -22,7 +22,7 @@ _DRIBBLE_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as it came, its body only as far as it was read."""
+    """One request as it came, its body only as far as it was read: the first half when a fault is chosen."""
 
     head: bytes
     body: bytes
@@ -53,6 +53,7 @@ class Gate:
         faults: for the next writes, in order: bytes are an answer; `reset` hangs up in the middle of the body, `lost`
             after the store has taken it, `cut` in the middle of the answer's head; `dribble` sends a header a byte at a
             time for ever, `drip` a body; `silent` nothing at all; a callable chooses by the request, None lets it pass.
+        weather: chooses for a write when no faults are left.
         passed: bodies of the writes that the store has taken, in order.
         faulted: how many writes met a fault.
     """
@@ -61,6 +62,7 @@ class Gate:
         url = URL(store)
         self._store = (url.host or "127.0.0.1", url.port or 80)
         self.faults: list[bytes | str | Callable[[Request], bytes | str | None] | None] = []
+        self.weather: Callable[[Request], bytes | str | None] | None = None
         self.passed: list[bytes] = []
         self.faulted = 0
         self.url = ""
@@ -85,14 +87,16 @@ class Gate:
             (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
         )
         request = Request(head, await reader.readexactly(length // 2))
-        fault = self.faults.pop(0) if request.is_write and self.faults else None
+        fault = None
+        if request.is_write:
+            fault = self.faults.pop(0) if self.faults else self.weather
+        if callable(fault):
+            fault = fault(request)
         if fault == "reset":
             self.faulted += 1
             _reset(writer)
             return False
         request = Request(head, request.body + await reader.readexactly(length - length // 2))
-        if callable(fault):
-            fault = fault(request)
         if fault is None:
             writer.write(await self._from_store(request))
             return True
