@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the real servers, the programs and the oracle are those of the tests
 
-from proof import collapse, faults, fuzz, kills, power, rebuild, soak  # noqa: E402
+from proof import collapse, faults, fuzz, kills, poison, power, rebuild, soak  # noqa: E402
 from proof.rig import Answer, folder  # noqa: E402
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ QUESTIONS: Final = {
     "power": power,
     "collapse": collapse,
     "faults": faults,
+    "poison": poison,
     "fuzz": fuzz,
     "rebuild": rebuild,
     "soak": soak,

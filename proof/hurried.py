@@ -69,5 +69,5 @@ if __name__ == "__main__":
         _sync(mode)
     if os.environ.pop("PROOF_PATIENCE", ""):
         Delivery.__init__.__kwdefaults__["patience"] = Patience(first_s=0.2, longest_s=1.0, misconfigured_s=2.0)  # type: ignore[index]
-        InfluxSink.__init__.__kwdefaults__["timeout_s"] = 2.0  # type: ignore[index]
+        InfluxSink.__init__.__kwdefaults__["timeout_s"] = 3.0  # type: ignore[index]
     main()

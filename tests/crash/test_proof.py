@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proof import collapse, faults, fuzz, kills, power, rebuild, soak
+from proof import collapse, faults, fuzz, kills, poison, power, rebuild, soak
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         pytest.param(power, {"rounds": 4, "frames": 60}, id="power"),
         pytest.param(collapse, {}, id="collapse"),
         pytest.param(faults, {"minutes": 0.6}, id="faults"),
+        pytest.param(poison, {}, id="poison"),
         pytest.param(fuzz, {"frames": 3000}, id="fuzz"),
         pytest.param(rebuild, {"frames": 80}, id="rebuild"),
         pytest.param(soak, {"minutes": 0.3, "times": 2.0, "instruments": 200}, id="soak"),
