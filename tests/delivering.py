@@ -75,7 +75,7 @@ class Bench:
     async def deliver(self, sink: Sink) -> Delivery:
         """Deliver what the journal holds, to the end."""
         delivery = self.delivery(sink)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await delivery.run()
         return delivery
 
@@ -89,7 +89,7 @@ class Bench:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.002)
 
