@@ -30,7 +30,8 @@ audit: $(VENV)/dev.stamp  ## known vulnerabilities of the locked versions; asks 
 folder: $(VENV)/dev.stamp  ## record the data folder of this version that the tests open
 	$(BIN)/python tools/record_folder.py
 
-bench: $(VENV)/dev.stamp  ## benchmarks
+bench: $(VENV)/bench.stamp  ## benchmarks, with the peers they compare with
+	$(BIN)/python tools/fetch_servers.py
 	$(BIN)/python -m benchmarks
 
 proof: $(VENV)/dev.stamp  ## reliability at full size, some hours; writes docs/reliability.md
@@ -47,6 +48,9 @@ lock: $(VENV)/dev.stamp  ## resolve the dependencies anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-header --group build --group dev pyproject.toml --constraint requirements.lock \
 	  --output-file requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-header --group pyproject.toml:benchmark --constraint requirements-dev.lock \
+	  --output-file requirements-bench.lock
 
 proto: $(VENV)/dev.stamp  ## generate the protobuf module from the .proto
 	cd src/tickvault/brokers/upstox/proto && ../../../../../$(BIN)/python -m grpc_tools.protoc -I. \
@@ -67,4 +71,8 @@ $(VENV)/run.stamp: requirements.lock pyproject.toml | $(BIN)/python
 
 $(VENV)/dev.stamp: requirements-dev.lock $(VENV)/run.stamp
 	$(INSTALL) requirements-dev.lock
+	@touch $@
+
+$(VENV)/bench.stamp: requirements-bench.lock $(VENV)/dev.stamp
+	$(INSTALL) requirements-bench.lock
 	@touch $@

@@ -1,0 +1,57 @@
+"""A real InfluxDB 1.6.7 for the length of a block; `tools/fetch_servers.py` fetches the binary."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["influxd"]
+
+_BINARY = Path(__file__).parent.parent / ".servers/influxdb/usr/bin/influxd"
+
+
+@contextmanager
+def influxd(folder: Path) -> Iterator[str]:
+    """Run the server with its files in `folder`; yield its URL."""
+    folder.mkdir(parents=True)
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        http, rpc = one.getsockname()[1], other.getsockname()[1]
+    config = folder / "influxdb.conf"
+    config.write_text(
+        f'reporting-disabled = true\nbind-address = "127.0.0.1:{rpc}"\n[meta]\ndir = "{folder}/meta"\n[data]\n'
+        f'dir = "{folder}/data"\nwal-dir = "{folder}/wal"\n[http]\nbind-address = "127.0.0.1:{http}"\n'
+        "log-enabled = false\n[monitor]\nstore-enabled = false\n"
+    )
+    url = f"http://127.0.0.1:{http}"
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen([_BINARY, "run", "-config", config], stdout=log, stderr=log) as server,
+    ):
+        try:
+            _wait(url, server)
+            yield url
+        finally:
+            server.kill()
+
+
+def _wait(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline_s = time.monotonic() + 30
+    while time.monotonic() < deadline_s and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"{url}/ping", timeout=2).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise SystemExit(f"{_BINARY} does not answer; `python tools/fetch_servers.py` fetches it")
