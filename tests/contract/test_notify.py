@@ -416,6 +416,138 @@ async def test_a_receiver_that_never_answers_delays_no_sink_and_piles_nothing_up
 @pytest.mark.parametrize(
     "answer",
     [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nI shall",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope",
+        b"HTTP/1.0 204\r\n\r\n",
+    ],
+)
+async def test_a_receiver_that_says_yes_and_breaks_off_has_taken_it(outbox: Outbox, answer: bytes) -> None:
+    """What follows a 2xx is nobody's business: the event is told once."""
+    posts = 0
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal posts
+        posts += 1
+        await reader.readuntil(b"}")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    async with server:
+        outbox.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+        outbox.put("data.stored")
+        async with outbox.notifier() as notifier:
+            await until(lambda: notifier.sent == 1)
+    assert (posts, outbox.state.outbox_count()) == (1, 0)
+
+
+async def test_an_answer_that_comes_a_byte_at_a_time_is_given_up_on(
+    outbox: Outbox, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time for one try counts from its beginning, however busy the line is."""
+    monkeypatch.setattr(notify, "_TIMEOUT", aiohttp.ClientTimeout(total=0.2))
+    outbox.put("data.stored")
+    async with Gate(receiver.url) as gate:
+        gate.faults = ["dribble", "reset", "cut", "lost"]
+        outbox.url = f"{gate.url}/hook"
+        async with outbox.notifier() as notifier:
+            await until(lambda: notifier.sent == 1)
+    assert len({body["id"] for body in receiver.got}) == 1
+    assert len(receiver.got) == 2, "once where the answer was lost, and once where it was not"
+
+
+async def test_a_receiver_that_never_answers_delays_no_sink_and_piles_nothing_up(tmp_path: Path, receiver: Receiver) -> None:
+    """Two hundred deliveries beside it: all made, and two events wait: the one tried, and one with all the others."""
+    receiver.answers["data.stored"] = ["never"]
+    bench = Bench(tmp_path)
+    bench.append(200)
+    outbox = Outbox.__new__(Outbox)
+    outbox.state, outbox.url = bench.state, receiver.url
+    outbox.set_by_ns, outbox.stopped_at_ns, outbox.interval_s, outbox.retry_s = 0, None, 0.0, 60.0
+    sink = MemorySink(policy=singly(), tables=("ticks",))
+    async with outbox.notifier() as notifier:
+        delivery = bench.delivery(sink)
+        running = asyncio.create_task(delivery.run())
+        await until(lambda: bool(receiver.got) or running.done())
+        await asyncio.wait_for(running, 20)
+        assert (notifier.sent, bench.state.outbox_count()) == (0, 2 if receiver.got else 1)
+    assert sink.seqs() == list(range(1, 201))
+    bodies = [json.loads(row[0]) for row in bench.state._db.execute("SELECT body FROM outbox ORDER BY ord")]
+    assert sum(body["rows"] for body in bodies) == 200
+    assert bodies[-1]["high_water_seq"] == 200
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nI shall",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope",
+        b"HTTP/1.0 204\r\n\r\n",
+    ],
+)
+async def test_a_receiver_that_says_yes_and_breaks_off_has_taken_it(outbox: Outbox, answer: bytes) -> None:
+    """What follows a 2xx is nobody's business: the event is told once."""
+    posts = 0
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal posts
+        posts += 1
+        await reader.readuntil(b"}")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    async with server:
+        outbox.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+        outbox.put("data.stored")
+        async with outbox.notifier() as notifier:
+            await until(lambda: notifier.sent == 1)
+    assert (posts, outbox.state.outbox_count()) == (1, 0)
+
+
+async def test_an_answer_that_comes_a_byte_at_a_time_is_given_up_on(
+    outbox: Outbox, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time for one try counts from its beginning, however busy the line is."""
+    monkeypatch.setattr(notify, "_TIMEOUT", aiohttp.ClientTimeout(total=0.2))
+    outbox.put("data.stored")
+    async with Gate(receiver.url) as gate:
+        gate.faults = ["dribble", "reset", "cut", "lost"]
+        outbox.url = f"{gate.url}/hook"
+        async with outbox.notifier() as notifier:
+            await until(lambda: notifier.sent == 1)
+    assert len({body["id"] for body in receiver.got}) == 1
+    assert len(receiver.got) == 2, "once where the answer was lost, and once where it was not"
+
+
+async def test_a_receiver_that_never_answers_delays_no_sink_and_piles_nothing_up(tmp_path: Path, receiver: Receiver) -> None:
+    """Two hundred deliveries beside it: all made, and two events wait: the one tried, and one with all the others."""
+    receiver.answers["data.stored"] = ["never"]
+    bench = Bench(tmp_path)
+    bench.append(200)
+    outbox = Outbox.__new__(Outbox)
+    outbox.state, outbox.url = bench.state, receiver.url
+    outbox.set_by_ns, outbox.stopped_at_ns, outbox.interval_s, outbox.retry_s = 0, None, 0.0, 60.0
+    sink = MemorySink(policy=singly(), tables=("ticks",))
+    async with outbox.notifier() as notifier:
+        delivery = bench.delivery(sink)
+        running = asyncio.create_task(delivery.run())
+        await until(lambda: bool(receiver.got) or running.done())
+        await asyncio.wait_for(running, 20)
+        assert (notifier.sent, bench.state.outbox_count()) == (0, 2 if receiver.got else 1)
+    assert sink.seqs() == list(range(1, 201))
+    bodies = [json.loads(row[0]) for row in bench.state._db.execute("SELECT body FROM outbox ORDER BY ord")]
+    assert sum(body["rows"] for body in bodies) == 200
+    assert bodies[-1]["high_water_seq"] == 200
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
         b"",
         b"\x00\xff\r\n\r\n",
         b"HTTP/1.1 200",

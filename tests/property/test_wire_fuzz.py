@@ -274,6 +274,7 @@ garbage = st.one_of(
 
 @settings(max_examples=250, deadline=None, suppress_health_check=SLOW)
 @example([b"\x12\x03\x0a\x01K", payload(1), b"\x12\x00", b"\x22\x05\x12\x03\x0a\x01S"])
+@example([mutated(payload(0), 4, b"\x99\x00\x00\x00", 4)])
 @given(st.lists(garbage, min_size=1, max_size=4))
 def test_any_bytes_give_rows_or_a_rejection(bodies: list[bytes]) -> None:
     """Nothing but a result: every frame decodes or is rejected whole, and a good frame beside it is a row."""

@@ -266,6 +266,8 @@ def _piece(frame: Frame, table: str, key: str) -> bytes:
         piece.marketInfo.CopyFrom(whole.marketInfo)
     elif key in whole.feeds:
         piece.feeds[key].CopyFrom(whole.feeds[key])
+    else:  # protobuf's parser sets an entry with unknown fields aside
+        return frame.payload
     return piece.SerializeToString()
 
 
