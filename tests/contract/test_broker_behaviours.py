@@ -150,7 +150,7 @@ def named(*problems: Why) -> Drive:
 
     async def drive(played: Played) -> None:
         await played.until(lambda: set(played.feed.keys.problems) == set(problems), f"keys are {problems}")
-        await played.more()
+        await played.more(60)  # fifteen seconds: they are missing when eight have passed
 
     return drive
 

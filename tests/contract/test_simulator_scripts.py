@@ -679,6 +679,7 @@ async def test_tags_of_the_master_list(name: str) -> None:
 # Days
 
 
+@pytest.mark.virtual
 @plays("market-day", "morning", "closing-auction", "muhurat")
 async def test_a_day_goes_through_its_phases(name: str) -> None:
     """Told one after the other, with the times of that day."""
