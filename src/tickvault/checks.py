@@ -355,6 +355,8 @@ class _Checks:
         who = await asyncio.to_thread(holder, folder)
         use = f"in use by pid {who.pid}: a recorder runs on it, a second one would be refused" if who else "not in use"
         new = "" if folder.is_dir() else ", will be created"
+        if folder.is_dir() and folder.stat().st_mode & 0o077:  # the user's own folder: what we make in it is private
+            new = f"; others on this machine can see what is in it: `chmod 700 {folder}`"
         return [Row(True, "data folder", f"{folder} is on a local file system, {use}{new}")]
 
     async def journal(self) -> list[Row]:

@@ -44,7 +44,7 @@ class Flood:
     """Answers every request with too much.
 
     Attributes:
-        how: `endless` body, `headers` without end, `packed` body, `nested` JSON.
+        how: `endless` body, `headers` without end, `packed` body, `nested` JSON; or no HTTP: `noise`, `nothing`.
         url: where it listens.
     """
 
@@ -76,6 +76,8 @@ class Flood:
                 length = b"Content-Length: %d\r\n\r\n" % len(self._packed)
                 writer.write(begin + b"Content-Encoding: gzip\r\n" + length + self._packed)
                 await writer.drain()
+            case "noise":
+                writer.write(b"\x16\x03\x01 Canary, and no line of HTTP\r\n\r\n")
             case "nested":
                 body = b'{"data":' + b"[" * 200_000
                 writer.write(begin + b"Content-Length: %d\r\n\r\n" % len(body) + body)
@@ -117,7 +119,7 @@ async def status(url: str, _: aiohttp.ClientSession, __: Path) -> object:
     return told
 
 
-@pytest.mark.parametrize("how", ["endless", "headers", "packed", "nested"])
+@pytest.mark.parametrize("how", ["endless", "headers", "packed", "nested", "noise", "nothing"])
 @pytest.mark.parametrize(
     "ask", [token, keys, authorize, master, calendar, log_in, write, check, post, status], ids=lambda one: one.__name__
 )
@@ -128,7 +130,7 @@ async def test_too_much_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Everyone we ask answers too much: an error of ours without a secret, and no more memory than the bound."""
+    """Everyone we ask answers too much, or no HTTP: an error of ours without a secret, and a bounded memory."""
     monkeypatch.setattr(instruments, "MAX_LIST_BYTES", LIST_MB * MB)
     async with flood(how) as server:
         with within_bounds(), pytest.raises(TickvaultError) as caught:

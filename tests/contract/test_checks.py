@@ -354,6 +354,16 @@ async def test_data_folder_in_use(simulator: Simulator, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".tickvault-check-*"))
 
 
+async def test_data_folder_that_others_can_see(simulator: Simulator, tmp_path: Path) -> None:
+    """The user's own folder is left as it is, and told of with the command that mends it."""
+    tmp_path.chmod(0o755)
+    row = found(await rows_of(environ(simulator, tmp_path)), "data folder")
+    assert row.ok
+    assert f"`chmod 700 {tmp_path}`" in row.found
+    tmp_path.chmod(0o700)
+    assert "chmod" not in found(await rows_of(environ(simulator, tmp_path)), "data folder").found
+
+
 async def test_data_folder_that_cannot_be(simulator: Simulator, tmp_path: Path) -> None:
     """A file in the folder's place fails, with the setting to change."""
     (tmp_path / "file").touch()

@@ -150,4 +150,5 @@ def _translating(shown: str) -> Iterator[None]:
     except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as exc:
         raise ConnectionLost(f"{shown} broke the connection: {exc}") from exc
     except aiohttp.ClientError as exc:
-        raise SinkUnavailable(f"{shown} does not answer as HTTP: {type(exc).__name__}: {exc}") from exc
+        # Never str(exc): aiohttp quotes what came, and the URL.
+        raise SinkUnavailable(f"{shown} does not answer as HTTP: {type(exc).__name__}") from exc
