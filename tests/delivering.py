@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from doubles import AT_NS, payload, received
 
 from tickvault.delivery import Delivery, Patience
-from tickvault.intake import Progress
+from tickvault.intake import Progress, mend
 from tickvault.journal import Fact, Journal
 from tickvault.model import BatchPolicy
 from tickvault.rewind import Cursors
@@ -31,6 +31,7 @@ class Bench:
     def __init__(self, path: Path) -> None:
         self.folder = path / "journal"
         self.path = path
+        self.mending = asyncio.Lock()
         self.open()
 
     def open(self) -> None:
@@ -40,6 +41,10 @@ class Bench:
     def close(self) -> None:
         self.journal.close()
         self.state.close()
+
+    async def mend(self, path: Path, reason: str) -> None:
+        async with self.mending:  # a recorder has one thread for its journal
+            await asyncio.to_thread(mend, self.journal, self.state, path, reason)
 
     def append(self, count: int, *, keys: tuple[str, ...] = ("NSE_EQ|A",)) -> None:
         first = self.journal.last_seq + 1
@@ -66,6 +71,7 @@ class Bench:
             state=self.state,
             progress=self.progress,
             journal_fact=journal_fact,
+            mend=self.mend,
             wall_ns=lambda: AT_NS,
             rng=Random(1),
             message="stored",

@@ -20,16 +20,17 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from tickvault import segments
+from tickvault import pages, segments
 from tickvault.durable import sync_folder
 from tickvault.errors import JournalDamaged, Refused
 from tickvault.model import Event
+from tickvault.salvage import put_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["NAME", "Pruned", "events", "keep", "pruned", "verify"]
+__all__ = ["NAME", "Pruned", "events", "keep", "pruned", "salvage", "verify"]
 
 NAME: Final = "facts.db"
 
@@ -41,9 +42,10 @@ CREATE TABLE segments (
   sinks TEXT NOT NULL, crc INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE facts (
-  first_seq INTEGER NOT NULL, id INTEGER NOT NULL, after_seq INTEGER NOT NULL, at_ns INTEGER NOT NULL,
-  boot_ns INTEGER NOT NULL, kind TEXT NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (first_seq, id)
-) STRICT, WITHOUT ROWID;
+  ord INTEGER PRIMARY KEY, first_seq INTEGER NOT NULL, id INTEGER NOT NULL, after_seq INTEGER NOT NULL,
+  at_ns INTEGER NOT NULL, boot_ns INTEGER NOT NULL, kind TEXT NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL,
+  UNIQUE (first_seq, id)
+) STRICT;
 """
 
 
@@ -89,15 +91,23 @@ def keep(path: Path, sinks: Collection[str]) -> Pruned:
             rows.append((*head, kind, zlib.compress(body), _crc(head, kind)))
     kept = Pruned(first_seq=first_seq, last_seq=last_seq, from_ns=from_ns, to_ns=to_ns, sinks=frozenset(sinks))
     span, named = (first_seq, last_seq, from_ns, to_ns), json.dumps(sorted(sinks))
-    with segments.full_disk_translated(), closing(_writer(path.with_name(NAME))) as db:
+    _store(path.with_name(NAME), [(*span, named, _crc(span, named))], rows)
+    return kept
+
+
+def _store(path: Path, spans: Sequence[tuple[Any, ...]], rows: Sequence[tuple[Any, ...]]) -> None:
+    with segments.full_disk_translated(), closing(_writer(path)) as db:
         db.execute("BEGIN IMMEDIATE")
-        db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?)", (*span, named, _crc(span, named)))
+        db.executemany(
+            "INSERT OR REPLACE INTO facts (first_seq, id, after_seq, at_ns, boot_ns, kind, body, crc)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
+        db.executemany("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?)", spans)
         counts = db.execute("SELECT (SELECT count(*) FROM segments), (SELECT count(*) FROM facts)").fetchone()
         db.execute("DELETE FROM head")
         db.execute("INSERT INTO head VALUES (?, ?, ?, ?)", (_VERSION, *counts, _crc((_VERSION, *counts))))
         db.execute("COMMIT")
-    return kept
 
 
 def pruned(folder: Path) -> list[Pruned]:
@@ -107,7 +117,9 @@ def pruned(folder: Path) -> list[Pruned]:
         JournalDamaged: a row fails its check.
     """
     found = []
-    with _reading(folder, "segments", "SELECT * FROM segments") as rows:
+    with _reading(
+        folder, "segments", "SELECT first_seq, last_seq, from_ns, to_ns, sinks, crc FROM segments NOT INDEXED"
+    ) as rows:
         for *span, named, crc in rows:
             if _crc(span, named) != crc:
                 raise _damaged(folder, "a row fails its checksum")
@@ -140,7 +152,9 @@ def events(
         JournalDamaged: an event fails its CRC.
     """
     wanted = f"kind IN ({', '.join('?' * len(kinds))})" if kinds else "true"
-    sql = f"SELECT first_seq, id, after_seq, at_ns, boot_ns, kind, iif({wanted}, body, NULL), crc FROM facts"  # noqa: S608
+    sql = (
+        f"SELECT first_seq, id, after_seq, at_ns, boot_ns, kind, iif({wanted}, body, NULL), crc FROM facts NOT INDEXED"  # noqa: S608
+    )
     found = []
     with _reading(folder, "facts", sql, *kinds) as rows:
         for *head, kind, packed, crc in rows:
@@ -166,12 +180,50 @@ def verify(folder: Path) -> Iterator[str]:
         yield str(exc)
 
 
+def salvage(folder: Path) -> tuple[Path, int]:
+    """Set the file aside with what is damaged in it, and keep the rows that are whole in a new one.
+
+    Returns:
+        Where it is now, and how many facts were kept.
+
+    Raises:
+        JournalFull: no room; nothing has changed.
+    """
+    path = folder / NAME
+    spans, rows = [], []
+    for rowid, values in pages.rows(path):
+        match values:
+            case [None, int(last_seq), int(from_ns), int(to_ns), bytes(named), int(crc)]:
+                span = (rowid, last_seq, from_ns, to_ns)
+                if crc == _crc(span, text := named.decode(errors="replace")):
+                    spans.append((*span, text, crc))
+            case [
+                None,
+                int(first_seq),
+                int(number),
+                int(after_seq),
+                int(at_ns),
+                int(boot_ns),
+                bytes(kind),
+                bytes(),
+                int(crc),
+            ]:
+                head = (first_seq, number, after_seq, at_ns, boot_ns)
+                if crc == _crc(head, text := kind.decode(errors="replace")) and _unpacks(values[7]):
+                    rows.append((*head, text, values[7], crc))
+    temporary = path.with_name(f"{NAME}.tmp")
+    temporary.unlink(missing_ok=True)
+    _store(temporary, spans, rows)
+    return put_in_place(temporary), len(rows)
+
+
 def _writer(path: Path) -> sqlite3.Connection:
     fresh = not path.exists()
     if fresh:
         path.touch(mode=0o600)
     db = sqlite3.connect(path, isolation_level=None, timeout=30)
     try:
+        db.execute(f"PRAGMA page_size = {pages.PAGE_SIZE}")
         db.execute("PRAGMA journal_mode = TRUNCATE")
         db.execute("PRAGMA synchronous = EXTRA")
         if not db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
@@ -212,6 +264,14 @@ def _reading(folder: Path, table: str, sql: str, *values: str) -> Iterator[list[
         yield rows
 
 
+def _unpacks(packed: object) -> bool:
+    try:
+        json.loads(zlib.decompress(packed))  # type: ignore[arg-type]
+    except (zlib.error, TypeError, ValueError):
+        return False
+    return True
+
+
 def _crc(numbers: Sequence[int], text: str = "") -> int:
     try:
         return zlib.crc32(text.encode(), zlib.crc32(struct.pack(f"<{len(numbers)}q", *numbers)))
@@ -220,4 +280,5 @@ def _crc(numbers: Sequence[int], text: str = "") -> int:
 
 
 def _damaged(folder: Path, what: str) -> JournalDamaged:
-    return JournalDamaged(f"{folder / NAME}: {what}; the next `tickvault run` sets the file aside")
+    path = folder / NAME
+    return JournalDamaged(f"{path}: {what}; the next `tickvault run` sets the file aside", path=path)

@@ -34,7 +34,7 @@ from tickvault.brokers.upstox.tokens import Tokens
 from tickvault.datafolder import DataFolder, holder, nearest, unusable
 from tickvault.errors import ConfigurationError, FeedUnavailable, SinkUnavailable, TickvaultError
 from tickvault.health import ALARMS, FeedHealth
-from tickvault.journal import examine
+from tickvault.mending import examine
 from tickvault.model import Mode
 from tickvault.resolving import guarded
 from tickvault.settings import check_plaintext, plain_hosts, require_recordable

@@ -19,7 +19,7 @@ import structlog
 from tickvault import survey
 from tickvault.backoff import backoff
 from tickvault.collecting import Collector
-from tickvault.errors import JournalFull, SinkMisconfigured, SinkUnavailable
+from tickvault.errors import JournalDamaged, JournalFull, SinkMisconfigured, SinkUnavailable
 from tickvault.journal import Fact
 from tickvault.letters import merged
 from tickvault.reading import JournalReader
@@ -102,6 +102,7 @@ class Delivery:
         state: State,
         progress: Progress,
         journal_fact: Callable[[Fact], Awaitable[None]],
+        mend: Callable[[Path, str], Awaitable[None]],
         wall_ns: Callable[[], int],
         rng: random.Random,
         message: str,
@@ -118,6 +119,8 @@ class Delivery:
         self._state = state
         self._progress = progress
         self._journal_fact = journal_fact
+        self._mend = mend
+        self._mended: set[Path] = set()
         self._wall_ns = wall_ns
         self._rng = rng
         self._message = message
@@ -141,12 +144,31 @@ class Delivery:
             except _Restart:
                 continue
             except Exception as exc:  # noqa: BLE001 - a sink's bug must not reach intake or the other sinks
+                if isinstance(exc, JournalDamaged) and await self._goes_on(exc):
+                    continue
                 await self._park(exc)
                 if await self._resumed():
                     continue
             finally:
                 reader.close()
             return
+
+    async def _goes_on(self, exc: JournalDamaged) -> bool:
+        """Have a damaged segment replaced by what is whole in it, once; what is lost of it is stepped over."""
+        if exc.path is None or exc.path in self._mended:
+            return False
+        self._mended.add(exc.path)
+        pauses = backoff(self._rng, first_s=self._patience.first_s, cap_s=self._patience.longest_s)
+        while True:
+            try:
+                await self._mend(exc.path, str(exc))
+            except JournalFull as full:
+                _log.warning("sink.waits_for_disk", sink=self.name, error=str(full), seq=self._cursor.seq)
+                await asyncio.sleep(next(pauses))
+            except JournalDamaged:
+                return False
+            else:
+                return True
 
     async def _from(self, reader: JournalReader, ledger: Ledger) -> None:
         collector = Collector(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = [
     "BatchRejected",
@@ -70,7 +71,16 @@ class FeedUnavailable(TickvaultError):
 
 
 class JournalDamaged(TickvaultError):
-    """Stored bytes fail their check."""
+    """Stored bytes fail their check.
+
+    Args:
+        message: where, and what.
+        path: the file that they are in; None when frames are missing and no file is to blame.
+    """
+
+    def __init__(self, message: str, *, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class JournalFull(TickvaultError):

@@ -22,12 +22,13 @@ from tickvault.state import Notice
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Executor
+    from pathlib import Path
 
     from tickvault.journal import Committed, Journal
     from tickvault.model import Gap
     from tickvault.state import State
 
-__all__ = ["Intake", "Progress", "commit", "gap_notices", "token_notices"]
+__all__ = ["Intake", "Progress", "commit", "gap_notices", "mend", "token_notices"]
 
 _log: Final = structlog.get_logger(__name__)
 _ALIVE_S: Final = 1.0  # a second without a frame commits a heartbeat
@@ -198,6 +199,17 @@ def commit(journal: Journal, state: State, items: Sequence[Received | Fact]) -> 
             # The items are journalled and must not be again; the next start folds the ledger from them.
             _log.warning("gaps.unwritten", error=str(exc))
     return committed
+
+
+def mend(journal: Journal, state: State, path: Path, reason: str) -> None:
+    """Replace a damaged segment by what is whole in it, and bring the ledger up to date; in the journal's thread.
+
+    Raises:
+        JournalFull: no room; it is as it was.
+    """
+    gaps = journal.mend(path, reason)
+    notices = gap_notices(gaps, known=state.gaps(), recorder_id=journal.recorder_id, seq=journal.last_seq)
+    state.put_gaps(gaps, notices=notices, now_ns=max(map(_time_of, gaps), default=0))
 
 
 def gap_notices(gaps: Sequence[Gap], *, known: Iterable[Gap], recorder_id: str, seq: int) -> list[Notice]:

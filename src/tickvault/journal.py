@@ -14,7 +14,6 @@ One thread at a time may call a Journal. Readers have connections of their own: 
 
 from __future__ import annotations
 
-import sqlite3
 import time
 import uuid
 from contextlib import closing, suppress
@@ -22,20 +21,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from tickvault import prune, segments, survey, wal
+from tickvault import prune, salvage, segments, survey
 from tickvault.durable import make_folder
-from tickvault.errors import JournalDamaged, JournalFull, Refused
+from tickvault.errors import JournalDamaged, JournalFull
 from tickvault.ledger import Ledger
+from tickvault.mending import born, ended_cleanly, examine, mend, remove_orphans, undo_births
 from tickvault.model import Event
 from tickvault.segments import NewEvent, NewFrame
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tickvault.model import Definition, Gap
     from tickvault.state import State
 
-__all__ = ["Committed", "Fact", "Journal", "Received", "boot_id", "examine"]
+__all__ = ["Committed", "Fact", "Journal", "Received", "boot_id"]
 
 _STEP_BACK_NS: Final = 1_000_000_000  # a clock set back by more is believed, and journalled
 _STALL_NS: Final = 3_000_000_000  # so long without a commit: the process or the machine stood still
@@ -97,6 +98,7 @@ class Journal:
         self._committed_boot_ns: int | None = None  # the last commit, while heartbeats are due
         self._segment_bytes = 0
         self._segment_first = 1
+        self._mended: set[Path] = set()
 
     @classmethod
     def open(
@@ -111,21 +113,34 @@ class Journal:
             purpose: `record`, or what else it is opened for; then the time counts as not recorded.
 
         Raises:
-            JournalDamaged: a segment's log is damaged beyond a torn tail.
+            JournalDamaged: a segment could not be mended.
+            JournalFull: no room.
             Refused: another version, or another recorder, wrote it.
         """
         make_folder(folder)
-        _remove_orphans(folder)
-        _undo_births(folder)
+        salvage.finish(folder)
+        remove_orphans(folder)
+        undo_births(folder)
         known = state.journal()
-        if known is not None:
-            prune.finish(folder, known[2])
-        paths = segments.paths(folder)
-        found_id = examine(paths, known[0] if known else None)
-        recorder_id = found_id or (known[0] if known else uuid.uuid4().hex[:12])
-        journal = cls(folder, state, recorder_id=recorder_id, wall_ns=wall_ns, purpose=purpose)
-        journal._recover(paths)
-        return journal
+        known_id = known[0] if known else None
+        mended: set[Path] = set()
+        while True:
+            try:
+                if known is not None:
+                    prune.finish(folder, known[2])
+                paths = segments.paths(folder)
+                found_id = examine(paths, known_id)
+                paths = born(paths, state_known=known is not None)
+                recorder_id = found_id or known_id or uuid.uuid4().hex[:12]
+                journal = cls(folder, state, recorder_id=recorder_id, wall_ns=wall_ns, purpose=purpose)
+                journal._recover(paths)
+            except JournalDamaged as exc:
+                if exc.path is None or exc.path in mended:
+                    raise
+                mended.add(exc.path)
+                mend(exc.path, str(exc), recorder=known_id)
+            else:
+                return journal
 
     def append(self, items: Sequence[Received | Fact]) -> Committed:
         """Make a batch durable.
@@ -198,6 +213,26 @@ class Journal:
         self._defining.update((one.instrument_key, one) for one in changed)
         return Fact("defs", segments.defs_body(changed)) if changed else None
 
+    def mend(self, path: Path, reason: str) -> tuple[Gap, ...]:
+        """Set a damaged segment aside while the recorder runs, and keep what is whole of it; return the gaps.
+
+        The one that is being written to is ended first; the next append begins another.
+
+        Raises:
+            JournalFull: no room; it is as it was.
+        """
+        if path in self._mended:
+            return ()
+        if self._db is not None and path == self._segment_path():
+            self._db.close()
+            self._db = None
+        done = mend(path, reason, recorder=self.recorder_id, end_seq=self.last_seq)
+        self._mended.add(path)
+        return tuple(self._fold(map(_as_event, done.events))) if done is not None else ()
+
+    def _segment_path(self) -> Path:
+        return self._folder / f"{self._segment_first:016}.db"
+
     def close(self) -> None:
         """Say that it ends, if nobody has; seal what is open, if it holds frames, and close."""
         if not self.stopped:
@@ -208,6 +243,8 @@ class Journal:
                 segments.seal(self._db)
             self._db.close()
             self._db = None
+            with suppress(JournalFull):  # should the segment be damaged later, this tells how far it went
+                self._state.raise_head_seq(self.last_seq)
 
     def _recover(self, paths: list[Path]) -> None:
         last_ns, clean, readable = 0, False, 0
@@ -215,44 +252,41 @@ class Journal:
         for path in paths:
             with segments.reading(path) as db:
                 meta = segments.read_meta(db)
-                if meta is None:
-                    continue  # unborn; `create` makes it anew
+                assert meta is not None
                 seq, segment_ns = segments.tail(db)
-                clean = _ended_cleanly(db, default=clean)
+            clean = ended_cleanly(path, default=clean)
             readable, last_ns = max(readable, seq or meta.first_seq - 1), segment_ns or last_ns
             if not meta.sealed:
                 unsealed.append(path)
-        born = [path for path in segments.paths(self._folder) if segments.is_born(path)]
-        self.first_seq = int(born[0].stem) if born else 1
-        self.last_seq = max(readable, self._highest_seq(readable))
+        self.first_seq = int(paths[0].stem) if paths else 1
+        self.last_seq = max(readable, self._highest_seq(int(paths[-1].stem) if paths else 0))
         for path in unsealed:
             if int(path.stem) <= self.last_seq:  # a newest one without a frame is gone on with
                 with closing(segments.writer(path)) as db:
                     segments.seal(db)
         self._last_ns = last_ns
-        if born:
-            self._carry_over(born[-1])
+        if paths:
+            self._carry_over(paths[-1])
         self._state.set_journal(self.recorder_id, head_seq=self.last_seq, first_seq=self.first_seq)
         down: dict[str, object] = {"last_ns": last_ns, "clean": clean}
         starts = list(survey.events(self._folder, ("start",)))
         if starts and starts[-1].body.get("purpose", RECORD) != RECORD:  # it was down before that already
             down = {name: starts[-1].body[name] for name in down}
-        facts = [Fact("start", {**down, "boot": boot_id()})]
-        if self.last_seq > readable:
-            lost = {"from": readable + 1, "to": self.last_seq, "reason": "missing from the journal at start"}
-            facts.insert(0, Fact("lost", lost))
+        facts = [Fact("lost", body) for body in survey.holes(self._folder, self.last_seq)]
+        facts.append(Fact("start", {**down, "boot": boot_id()}))
         self.ledger, told = survey.ledger(self._folder)
-        self._continue_or_begin(born)
+        self._continue_or_begin(paths)
         told += self.append(facts).gaps
         self.gaps = tuple({gap.key: gap for gap in told}.values())
 
-    def _highest_seq(self, readable: int) -> int:
+    def _highest_seq(self, newest: int) -> int:
         """Return the highest seq that may have been used, as far as the state, or what was set aside, tells."""
-        if self._state.journal() is not None:
+        known = self._state.journal()
+        if known is not None and known[1] >= newest - 1:
             return self._state.highest_seq()
-        # The state is lost too: a segment that was set aside may have held as many frames as one can.
+        # The state is lost too, or of yesterday: what was set aside may have held as many frames as a segment can.
         aside = [int(path.stem) for path in (self._folder / "damaged").rglob("*.db") if path.stem.isdigit()]
-        return max((first_seq + segments.MAX_FRAMES for first_seq in aside if first_seq > readable), default=0)
+        return max(self._state.highest_seq(), *(one + segments.MAX_FRAMES for one in aside if one >= newest), 0)
 
     def _carry_over(self, newest: Path) -> None:
         """Learn the definitions in force and the last connection number from the newest segment."""
@@ -323,76 +357,3 @@ def boot_id() -> str:
 
 def _as_event(new: NewEvent) -> Event:
     return Event(after_seq=new.after_seq, at_ns=new.at_ns, boot_ns=new.boot_ns, kind=new.kind, body=new.body)
-
-
-def examine(paths: Sequence[Path], known_id: str | None, *, walk: bool = True) -> str | None:
-    """Pass segments that can be opened, and return the recorder that wrote them; None if there is none.
-
-    Args:
-        paths: the segments, oldest first.
-        known_id: the recorder that the state belongs to; None if there is no state.
-        walk: walk the logs too; only while no process writes to them.
-
-    Raises:
-        JournalDamaged: a segment's log is damaged beyond a torn tail, or it is no database.
-        Refused: another version, or another recorder, wrote it.
-    """
-    for path in paths:
-        if (found := _unreadable(path, walk=walk)) is not None:
-            raise JournalDamaged(
-                f"{path}: {found}; nothing was touched. Copy the journal folder to a safe place, then move "
-                f"{path.name}, {path.name}-wal and {path.name}-shm into journal/damaged/ and start again"
-            )
-    found_id = _recorder_of(paths)
-    if known_id is not None and found_id is not None and known_id != found_id:
-        raise Refused(
-            f"state.db belongs to recorder {known_id}, the journal to {found_id}: files of two data folders are mixed; "
-            "restore the state.db that belongs here, or move it away (it will be rebuilt)"
-        )
-    return found_id
-
-
-def _unreadable(path: Path, *, walk: bool) -> str | None:
-    """Return what keeps a segment from being opened, None if nothing does. Its log is walked before SQLite sees it."""
-    if walk and (found := wal.damage(path.with_name(path.name + "-wal"))) is not None:
-        return found
-    try:
-        segments.is_born(path)
-    except JournalDamaged as exc:
-        return str(exc.__cause__)  # in SQLite's words; the caller names the file
-    return None
-
-
-def _recorder_of(paths: Sequence[Path]) -> str | None:
-    for path in reversed(paths):
-        with segments.reading(path) as db:
-            meta = segments.read_meta(db)
-        if meta is not None:
-            return meta.recorder
-    return None
-
-
-def _ended_cleanly(db: sqlite3.Connection, *, default: bool) -> bool:
-    row = db.execute("SELECT kind FROM events WHERE kind IN ('start', 'stop') ORDER BY id DESC LIMIT 1").fetchone()
-    return default if row is None else bool(row[0] == "stop")
-
-
-def _remove_orphans(folder: Path) -> None:
-    """Remove logs without a database: SQLite would replay them into the next file of that name."""
-    for suffix in ("-wal", "-shm"):
-        for path in folder.glob(f"*.db{suffix}"):
-            if not path.with_name(path.name.removesuffix(suffix)).exists():
-                path.unlink()
-
-
-def _undo_births(folder: Path) -> None:
-    """Roll back what a power cut interrupted before a segment's log was there; nothing can be read beside it.
-
-    A new file is told by a rollback journal that it has a log; its removal is durable before anything is committed.
-    """
-    for path in folder.glob("[0-9]*.db-journal"):
-        segment = path.with_name(path.name.removesuffix("-journal"))
-        if segment.exists():
-            with segments.damage_named(segment), closing(sqlite3.connect(segment)) as db:
-                db.execute("PRAGMA user_version")  # SQLite plays it back before it reads anything
-        path.unlink(missing_ok=True)

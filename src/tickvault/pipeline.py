@@ -37,7 +37,7 @@ from tickvault.brokers.upstox.tokens import Tokens
 from tickvault.datafolder import DataFolder
 from tickvault.delivery import Delivery
 from tickvault.errors import JournalFull, Refused
-from tickvault.intake import Intake, Progress, commit, gap_notices
+from tickvault.intake import Intake, Progress, commit, gap_notices, mend
 from tickvault.journal import Fact, Journal
 from tickvault.ledger import Sessions
 from tickvault.model import TakesAgain
@@ -55,6 +55,7 @@ from tickvault.web.status import StatusServer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
 
     from tickvault.brokers.upstox.baseline import Baseline
     from tickvault.health import FeedHealth, Snapshot
@@ -309,6 +310,7 @@ class Recorder:
                 state=stage.state,
                 progress=stage.progress,
                 journal_fact=stage.in_journal,
+                mend=stage.mend,
                 wall_ns=self._wall_ns,
                 rng=self._rng,
                 message=message,
@@ -430,6 +432,11 @@ class _Stage:
         """Commit one fact, in the journal's thread."""
         loop = asyncio.get_running_loop()
         await asyncio.shield(loop.run_in_executor(self.executor, commit, self.journal, self.state, [fact]))
+
+    async def mend(self, path: Path, reason: str) -> None:
+        """Replace a damaged segment by what is whole in it, in the journal's thread."""
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.run_in_executor(self.executor, mend, self.journal, self.state, path, reason))
 
     async def define(self, found: Mapping[str, Definition]) -> None:
         """Queue the definitions that differ from those in force."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tickvault import archive, segments, survey
 from tickvault.errors import JournalDamaged
 from tickvault.ledger import KINDS
+from tickvault.soundness import index_agrees
 
 if TYPE_CHECKING:
     import sqlite3
@@ -114,7 +115,7 @@ class JournalReader:
         if path is None or not segments.is_born(path):
             return False
         with segments.damage_named(path):
-            self._path, self._db = path, segments.reader(path)
+            self._path, self._db = path, _opened(path)
             self._definitions = {}
             events = segments.read_events(self._db, after_seq=0, up_to_seq=self._after_seq + 1, kinds=("defs",))
         # Those that were behind the last frame of a segment that has been pruned.
@@ -137,13 +138,21 @@ class JournalReader:
             )
         self._close()
         with segments.damage_named(behind[0]):
-            self._path, self._db = behind[0], segments.reader(behind[0])
+            self._path, self._db = behind[0], _opened(behind[0])
         return True
 
     def _finished(self) -> bool:
         assert self._db is not None
         meta = segments.read_meta(self._db)
-        return meta is not None and meta.sealed and (not meta.count or (meta.last_seq or 0) <= self._after_seq)
+        if meta is None or not meta.sealed:
+            return False
+        if meta.count and (meta.last_seq or 0) > self._after_seq:
+            raise JournalDamaged(
+                f"{self._path}: frames {self._after_seq + 1} to {meta.last_seq} cannot be found; "
+                "run `tickvault journal verify` for the extent",
+                path=self._path,
+            )
+        return True
 
     def _read_here(self, max_frames: int, max_bytes: int) -> Chunk | None:
         assert self._db is not None
@@ -178,9 +187,11 @@ class JournalReader:
         expected = lo
         for frame in frames:
             if expected != frame.seq and not self._is_lost(expected, frame.seq - 1):
+                within = self._path is not None and expected >= int(self._path.stem)
                 raise JournalDamaged(
                     f"frames {expected} to {frame.seq - 1} are missing from the journal; "
-                    "run `tickvault journal verify` for the extent"
+                    "run `tickvault journal verify` for the extent",
+                    path=self._path if within else None,
                 )
             expected = frame.seq + 1
 
@@ -189,3 +200,17 @@ class JournalReader:
         if not any(begin <= low and high <= end for begin, end in self._lost):
             self._lost = survey.lost_ranges(self._folder)
         return any(begin <= low and high <= end for begin, end in self._lost)
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Open a segment, unless facts in it would not be found."""
+    db = segments.reader(path)
+    try:
+        agrees = index_agrees(db)
+    except BaseException:
+        db.close()
+        raise
+    if not agrees:
+        db.close()
+        raise JournalDamaged(f"{path}: the index of its events is damaged", path=path)
+    return db

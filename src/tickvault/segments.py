@@ -15,28 +15,31 @@ import struct
 import zlib
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tickvault import wal
 from tickvault.durable import sync_folder
 from tickvault.errors import JournalDamaged, JournalFull, Refused
 from tickvault.model import Definition, Event, Frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
 __all__ = [
     "Meta",
     "NewEvent",
     "NewFrame",
     "append",
+    "begin",
+    "crc_of_crcs",
     "create",
     "damage_named",
     "definitions_of",
     "defs_body",
+    "event_crc",
     "facts",
+    "frame_crc",
     "full_disk_translated",
+    "insert_events",
     "is_born",
     "paths",
     "read_events",
@@ -46,7 +49,6 @@ __all__ = [
     "reading",
     "seal",
     "tail",
-    "verify",
     "writer",
 ]
 
@@ -81,7 +83,7 @@ _PATIENCE_MS: Final = 500
 _EVENT_HEAD: Final = struct.Struct("<qqq")
 # Damage may turn a value into one of another type, which the table's constraints then do not catch.
 MISTYPED: Final = (struct.error, TypeError, AttributeError, OverflowError)
-_NO_CRC: Final = -1
+NO_CRC: Final = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,7 @@ class NewFrame:
 
     def row(self) -> tuple[int, int, int, int, int, bytes]:
         """Return the row of `frames`."""
-        crc = _frame_crc(self.seq, self.received_ns, self.conn, _RAW, self.payload)
+        crc = frame_crc(self.seq, self.received_ns, self.conn, _RAW, self.payload)
         return self.seq, self.received_ns, self.conn, _RAW, crc, self.payload
 
 
@@ -129,7 +131,7 @@ class NewEvent:
     def row(self) -> tuple[int, int, int, str, bytes, int]:
         """Return the row of `events`, without its id."""
         body = json.dumps(self.body, separators=(",", ":"), sort_keys=True).encode()
-        crc = _event_crc(self.after_seq, self.at_ns, self.boot_ns, self.kind, body)
+        crc = event_crc(self.after_seq, self.at_ns, self.boot_ns, self.kind, body)
         return self.after_seq, self.at_ns, self.boot_ns, self.kind, body, crc
 
 
@@ -167,7 +169,8 @@ class damage_named:  # noqa: N801 - reads as the statement it guards
         name = _error_name(exc)
         if name in _FULL or "_".join(name.split("_")[:2]) in _NO_ACCESS:
             raise Refused(f"cannot read {self._path}: {exc}; check its permissions, and the room on its disk") from exc
-        raise JournalDamaged(f"{self._path}: {exc}; `tickvault journal verify` tells what is damaged") from exc
+        text = f"{self._path}: {exc}; `tickvault journal verify` tells what is damaged"
+        raise JournalDamaged(text, path=self._path) from exc
 
 
 def _error_name(exc: Exception) -> str:
@@ -189,17 +192,22 @@ def create(
         db = writer(path)
         try:
             db.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";"):
-                db.execute(statement)
-            db.execute("INSERT INTO meta VALUES (?, ?, ?, NULL, NULL, NULL)", (recorder, first_seq, begun_ns))
-            _insert_events(db, events)
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            begin(db, recorder=recorder, first_seq=first_seq, begun_ns=begun_ns)
+            insert_events(db, events)
             db.execute("COMMIT")
             sync_folder(folder)
         except BaseException:
             db.close()  # what is left is unborn, and made anew by the next call
             raise
     return db
+
+
+def begin(db: sqlite3.Connection, *, recorder: str, first_seq: int, begun_ns: int) -> None:
+    """Make a segment's tables and its meta row, within a transaction."""
+    for statement in _SCHEMA.split(";"):
+        db.execute(statement)
+    db.execute("INSERT INTO meta VALUES (?, ?, ?, NULL, NULL, NULL)", (recorder, first_seq, begun_ns))
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def writer(path: Path) -> sqlite3.Connection:
@@ -242,7 +250,7 @@ def append(db: sqlite3.Connection, frames: Sequence[NewFrame], events: Sequence[
         db.execute("BEGIN IMMEDIATE")
         try:
             db.executemany("INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?)", [frame.row() for frame in frames])
-            _insert_events(db, events)
+            insert_events(db, events)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:  # a full disk has rolled back already
@@ -263,7 +271,7 @@ def seal(db: sqlite3.Connection) -> None:
         db.execute(
             "UPDATE meta SET count = (SELECT count(*) FROM frames), crc = ?,"
             " last_seq = (SELECT coalesce(max(seq), first_seq - 1) FROM frames)",
-            (_crc_of_crcs(db),),
+            (crc_of_crcs(db),),
         )
 
 
@@ -286,7 +294,7 @@ def read_meta(db: sqlite3.Connection) -> Meta | None:
     if row is None:
         return None
     if not isinstance(row[0], str) or not all(isinstance(value, int) for value in row[1:] if value is not None):
-        raise JournalDamaged(f"{_file(db)}: its meta row is damaged; run `tickvault journal verify`")
+        raise _damaged(db, "its meta row is damaged")
     return Meta(**dict(zip(Meta.__slots__, row, strict=True)))
 
 
@@ -308,7 +316,7 @@ def tail(db: sqlite3.Connection) -> tuple[int | None, int]:
     )
     event = db.execute("SELECT after_seq, at_ns FROM events ORDER BY id DESC LIMIT 1").fetchone()
     if not all(isinstance(value, int) for value in (received_ns, *(event or ()))):
-        raise JournalDamaged(f"{_file(db)}: its last rows are damaged; run `tickvault journal verify`")
+        raise _damaged(db, "its last rows are damaged")
     behind = event is not None and event[0] >= (seq or 0)
     return seq, event[1] if behind else received_ns
 
@@ -327,10 +335,8 @@ def read_frames(db: sqlite3.Connection, after_seq: int, *, max_frames: int, max_
     )
     with closing(rows):  # an open one would keep its snapshot, and the log could not be emptied
         for seq, received_ns, conn, codec, crc, payload in rows:
-            if _frame_crc(seq, received_ns, conn, codec, payload) != crc or codec != _RAW:
-                raise JournalDamaged(
-                    f"{_file(db)}: frame {seq} fails its checksum; run `tickvault journal verify` for the extent"
-                )
+            if frame_crc(seq, received_ns, conn, codec, payload) != crc or codec != _RAW:
+                raise _damaged(db, f"frame {seq} fails its checksum")
             if frames and size + len(payload) > max_bytes:
                 break
             size += len(payload)
@@ -352,10 +358,8 @@ def read_events(db: sqlite3.Connection, *, after_seq: int, up_to_seq: int, kinds
     rows = db.execute(sql, (after_seq, up_to_seq, *wanted)).fetchall()
     events = []
     for seq, at_ns, boot_ns, kind, body, crc in rows:
-        if _event_crc(seq, at_ns, boot_ns, kind, body) != crc:
-            raise JournalDamaged(
-                f"{_file(db)}: an event after frame {seq} fails its checksum; run `tickvault journal verify`"
-            )
+        if event_crc(seq, at_ns, boot_ns, kind, body) != crc:
+            raise _damaged(db, f"an event after frame {seq} fails its checksum")
         events.append(Event(after_seq=seq, at_ns=at_ns, boot_ns=boot_ns, kind=kind, body=json.loads(body)))
     return events
 
@@ -368,10 +372,8 @@ def facts(db: sqlite3.Connection) -> Iterator[tuple[int, int, int, int, str, byt
     """
     sql = "SELECT id, after_seq, at_ns, boot_ns, kind, body, crc FROM events WHERE kind != 'alive' ORDER BY id"
     for number, seq, at_ns, boot_ns, kind, body, crc in db.execute(sql).fetchall():
-        if _event_crc(seq, at_ns, boot_ns, kind, body) != crc:
-            raise JournalDamaged(
-                f"{_file(db)}: an event after frame {seq} fails its checksum; run `tickvault journal verify`"
-            )
+        if event_crc(seq, at_ns, boot_ns, kind, body) != crc:
+            raise _damaged(db, f"an event after frame {seq} fails its checksum")
         yield number, seq, at_ns, boot_ns, kind, body
 
 
@@ -397,45 +399,9 @@ def definitions_of(event: Event) -> list[Definition]:
     return found
 
 
-def verify(path: Path, *, walk: bool) -> Iterator[str]:
-    """Yield what is damaged in a segment, in words; nothing if it is whole.
-
-    Args:
-        path: the segment file.
-        walk: also walk its log; only for a segment that no process writes to.
-    """
-    try:
-        if walk and (found := wal.damage(path.with_name(path.name + "-wal"))) is not None:
-            yield f"{path.name}: {found}"
-        with closing(reader(path)) as db:
-            db.execute("BEGIN")
-            meta = read_meta(db)
-            if meta is None:
-                return
-            yield from _verify_rows(path.name, db, meta)
-    except (Refused, JournalDamaged) as exc:
-        yield str(exc)
-    except (sqlite3.DatabaseError, UnicodeDecodeError, OSError) as exc:
-        yield f"{path.name}: {exc}"
-
-
-def _verify_rows(name: str, db: sqlite3.Connection, meta: Meta) -> Iterator[str]:
-    count, last_seq = 0, meta.first_seq - 1
-    for seq, received_ns, conn, codec, crc, payload in db.execute(
-        "SELECT seq, received_ns, conn, codec, crc, payload FROM frames ORDER BY seq"
-    ):
-        count, last_seq = count + 1, seq
-        if _frame_crc(seq, received_ns, conn, codec, payload) != crc:
-            yield f"{name}: frame {seq} fails its checksum"
-    for number, after_seq, at_ns, boot_ns, kind, body, crc in db.execute(
-        "SELECT id, after_seq, at_ns, boot_ns, kind, body, crc FROM events ORDER BY id"
-    ):
-        if _event_crc(after_seq, at_ns, boot_ns, kind, body) != crc:
-            yield f"{name}: event {number} ({kind}) fails its checksum"
-    if meta.sealed and (meta.count, meta.last_seq) != (count, last_seq):
-        yield f"{name}: sealed with {meta.count} frames up to {meta.last_seq}, holds {count} up to {last_seq}"
-    if meta.sealed and meta.crc != _crc_of_crcs(db):
-        yield f"{name}: the checksums differ from those it was sealed with"
+def _damaged(db: sqlite3.Connection, what: str) -> JournalDamaged:
+    path = _file(db)
+    return JournalDamaged(f"{path}: {what}; run `tickvault journal verify` for the extent", path=Path(path))
 
 
 def _file(db: sqlite3.Connection) -> str:
@@ -443,33 +409,37 @@ def _file(db: sqlite3.Connection) -> str:
     return str(db.execute("PRAGMA database_list").fetchone()[2])
 
 
-def _insert_events(db: sqlite3.Connection, events: Sequence[NewEvent]) -> None:
+def insert_events(db: sqlite3.Connection, events: Sequence[NewEvent]) -> None:
+    """Add events in order, within a transaction."""
     db.executemany(
         "INSERT INTO events (after_seq, at_ns, boot_ns, kind, body, crc) VALUES (?, ?, ?, ?, ?, ?)",
         [event.row() for event in events],
     )
 
 
-def _frame_crc(seq: int, received_ns: int, conn: int, codec: int, payload: bytes) -> int:
+def frame_crc(seq: int, received_ns: int, conn: int, codec: int, payload: bytes) -> int:
+    """Return the CRC of a frame; NO_CRC if these are not its types."""
     try:
         return zlib.crc32(payload, zlib.crc32(_FRAME_HEAD.pack(seq, received_ns, conn, codec)))
     except MISTYPED:
-        return _NO_CRC
+        return NO_CRC
 
 
-def _event_crc(after_seq: int, at_ns: int, boot_ns: int, kind: str, body: bytes) -> int:
+def event_crc(after_seq: int, at_ns: int, boot_ns: int, kind: str, body: bytes) -> int:
+    """Return the CRC of an event; NO_CRC if these are not its types."""
     try:
         return zlib.crc32(body, zlib.crc32(kind.encode(), zlib.crc32(_EVENT_HEAD.pack(after_seq, at_ns, boot_ns))))
     except MISTYPED:
-        return _NO_CRC
+        return NO_CRC
 
 
-def _crc_of_crcs(db: sqlite3.Connection) -> int:
+def crc_of_crcs(db: sqlite3.Connection) -> int:
+    """Return the CRC of a segment's CRCs; NO_CRC if one is not of its type."""
     crc = 0
     for table, key in (("frames", "seq"), ("events", "id")):
         for (one,) in db.execute(f"SELECT crc FROM {table} ORDER BY {key}"):  # noqa: S608 - two constants
             try:
                 crc = zlib.crc32(one.to_bytes(4, "little"), crc)
             except MISTYPED:
-                return _NO_CRC
+                return NO_CRC
     return crc

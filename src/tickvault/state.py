@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import structlog
+
 from tickvault import deadletters
 from tickvault.errors import Refused, StateHeld
 from tickvault.model import Gap
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cursor", "Notice", "Outgoing", "State", "View", "open_reader", "read_view"]
 
+_log: Final = structlog.get_logger(__name__)
 SCHEMA_VERSION: Final = 1
 
 _SCHEMA: Final = """
@@ -183,7 +186,9 @@ class State:
             if isinstance(exc, sqlite3.OperationalError):
                 raise Refused(f"cannot open {path}: {exc}; check the folder's permissions and free space") from exc
             # Not a database any more. Kept for inspection; the journal brings everything back.
-            path.rename(path.with_name(f"state.db.damaged-{uuid.uuid4().hex[:8]}"))
+            kept = path.with_name(f"state.db.damaged-{uuid.uuid4().hex[:8]}")
+            path.rename(kept)
+            _log.warning("state.set_aside", error=str(exc), kept=str(kept))
             path.with_name("state.db-journal").unlink(missing_ok=True)
             connection, version, fresh = _connect(path), 0, True
         if version > SCHEMA_VERSION:
@@ -232,6 +237,11 @@ class State:
         with self._transaction() as db:
             db.execute("DELETE FROM journal")
             db.execute("INSERT INTO journal VALUES (?, ?, ?)", (recorder_id, head_seq, first_seq))
+
+    def raise_head_seq(self, head_seq: int) -> None:
+        """Record how far the journal goes, as every `advance` does."""
+        with self._transaction() as db:
+            db.execute("UPDATE journal SET head_seq = max(head_seq, ?)", (head_seq,))
 
     def raise_first_seq(self, first_seq: int, sinks: Collection[str]) -> bool:
         """Record that the journal begins with `first_seq` from now on: the commit point of pruning what lies before.

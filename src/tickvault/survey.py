@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from tickvault import archive, segments
+from tickvault import archive, segments, soundness
 from tickvault.errors import JournalDamaged, Refused
 from tickvault.ledger import KINDS, Ledger
 
@@ -22,6 +22,7 @@ __all__ = [
     "Stats",
     "events",
     "generations",
+    "holes",
     "last_seq_before",
     "ledger",
     "received_ns_behind",
@@ -150,7 +151,7 @@ def verify(folder: Path, *, running: bool, head_seq: int = 0) -> Iterator[str]:
     """
     paths = segments.paths(folder)
     for number, path in enumerate(paths):
-        yield from segments.verify(path, walk=not (running and number == len(paths) - 1))
+        yield from soundness.verify(path, walk=not (running and number == len(paths) - 1))
     yield from archive.verify(folder)
     previous: int | None = None
     unread = False
@@ -186,6 +187,45 @@ def lost_ranges(folder: Path) -> list[tuple[int, int]]:
         else:
             found.append((low, high))
     return found
+
+
+def holes(folder: Path, last_seq: int) -> list[dict[str, object]]:
+    """Return, as bodies of `lost` events, the ranges between segments that nothing explains yet.
+
+    Args:
+        folder: the journal folder; every segment has been looked at.
+        last_seq: the last seq that may have been used.
+    """
+    previous, previous_ns = 0, 0
+    for one in archive.pruned(folder):
+        previous, previous_ns = one.last_seq, one.to_ns
+    found: list[dict[str, object]] = []
+    lost = lost_ranges(folder)
+    ends = [(int(path.stem), *end) for path in segments.paths(folder) if (end := _look(path, _end)) is not None]
+    if ends and not previous:
+        previous = ends[0][0] - 1
+    for first_seq, begun_ns, seq, last_ns in [*ends, (last_seq + 1, 0, None, 0)]:
+        for low, high in _unexplained(previous + 1, first_seq - 1, lost):
+            body: dict[str, object] = {"from": low, "to": high, "reason": "missing from the journal at start"}
+            if begun_ns and previous_ns:
+                body |= {"from_ns": previous_ns, "to_ns": begun_ns}
+            found.append(body)
+        previous, previous_ns = max(previous, seq or first_seq - 1), last_ns or begun_ns or previous_ns
+    return found
+
+
+def _end(db: sqlite3.Connection, meta: Meta) -> tuple[int, int | None, int]:
+    return meta.begun_ns, *segments.tail(db)
+
+
+def _unexplained(low: int, high: int, lost: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a range that are not lost."""
+    for begin, end in lost:
+        if begin > low and low <= min(high, begin - 1):
+            yield low, min(high, begin - 1)
+        low = max(low, end + 1) if begin <= high else low
+    if low <= high:
+        yield low, high
 
 
 def received_ns_behind(folder: Path, seq: int) -> int | None:

@@ -389,7 +389,7 @@ async def test_a_folder_that_run_would_refuse(simulator: Simulator, tmp_path: Pa
         (segment, "PRAGMA user_version = 7", "upgrade this installation"),
         (state, "PRAGMA user_version = 7", "upgrade this installation"),
         (state, "UPDATE journal SET recorder = 'another'", "restore the state.db that belongs here"),
-        (segment, None, "move 0000000000000001.db"),
+        (segment, None, "sets it aside and keeps what is whole"),
         (state, None, "the next `tickvault run` sets it aside"),
     ):
         if sql is None:

@@ -452,18 +452,19 @@ def test_a_newer_journal_is_refused(home: Home) -> None:
     state.close()
 
 
-def test_a_file_that_is_no_database_is_damage_and_is_left_alone(home: Home) -> None:
-    """Open says which file and what to do; verify goes on to the others."""
-    home.append(1)
+def test_a_file_that_is_no_database_is_set_aside(home: Home) -> None:
+    """Verify names it and goes on to the others; the next open writes down what is lost, and goes on."""
+    home.append(1, 2)
     home.close()
     path = home.folder / "0000000000000001.db"
     path.write_bytes(b"garbage" * 3000)
-    state, _ = State.open(home.path / "state.db")
-    with pytest.raises(JournalDamaged, match="move 0000000000000001"):
-        Journal.open(home.folder, state)
-    state.close()
-    assert path.read_bytes().startswith(b"garbage")
     assert any("not a database" in line for line in survey.verify(home.folder, running=False))
+    home.open()
+    assert (home.folder / "damaged" / path.stem / path.name).read_bytes().startswith(b"garbage")
+    assert survey.lost_ranges(home.folder) == [(1, 2)]
+    assert home.append(3) == 3
+    assert home.seqs() == [3]
+    assert list(survey.verify(home.folder, running=True)) == []
 
 
 def test_stats_and_look_ups_by_time(home: Home) -> None:
@@ -561,20 +562,25 @@ def test_damage_in_the_log_of_a_killed_process_is_found_and_a_torn_tail_is_not_d
     log.write_bytes(whole)
 
 
-def test_a_damaged_log_stops_the_start_and_nothing_is_touched(tmp_path: Path) -> None:
-    """SQLite would silently end the database at the damage; it does not get to see it."""
-    killed(tmp_path)
+def test_a_damaged_log_is_set_aside_before_sqlite_sees_it(tmp_path: Path) -> None:
+    """SQLite would silently end the database at the damage; every frame is there in another copy, or in its page."""
+    acknowledged = killed(tmp_path)
     [path] = segments.paths(tmp_path / "journal")
     log = path.with_name(path.name + "-wal")
     body = bytearray(log.read_bytes())
     body[32 + 5 * (8192 + 24) + 1000] ^= 4
     log.write_bytes(body)
-    state, _ = State.open(tmp_path / "state.db")
-    with pytest.raises(JournalDamaged, match="nothing was touched"):
-        Journal.open(tmp_path / "journal", state)
-    assert log.read_bytes() == bytes(body)
     assert any("fails its checksum" in line for line in survey.verify(tmp_path / "journal", running=False))
-    state.close()
+    home = Home(tmp_path)
+    kept = home.folder / "damaged" / path.stem
+    assert (kept / log.name).read_bytes() == bytes(body)
+    assert (kept / path.name).exists()
+    lost = {seq for low, high in survey.lost_ranges(home.folder) for seq in range(low, high + 1)}
+    assert sorted(lost | set(home.seqs())) == list(range(1, max(home.seqs()) + 1))
+    assert max(home.seqs()) >= acknowledged
+    assert home.append(1) == max(home.seqs())
+    assert list(survey.verify(home.folder, running=True)) == []
+    home.crash()
 
 
 def test_a_torn_tail_costs_what_was_not_acknowledged(tmp_path: Path) -> None:

@@ -284,8 +284,8 @@ def test_damage_in_what_was_kept_is_found(vault: Vault) -> None:
     rng, found = random.Random(5), 0
     for _ in range(200):
         content = bytearray(whole)
-        page = rng.randrange(len(content) // 4096) * 4096
-        content[page + rng.choice([rng.randrange(100), rng.randrange(3700, 4096)])] ^= 1 << rng.randrange(8)
+        page = rng.randrange(len(content) // 8192) * 8192
+        content[page + rng.choice([rng.randrange(100), rng.randrange(7700, 8192)])] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
         try:
             assert list(archive.events(vault.folder)) == before

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from doubles import Vault, frames_of
-from programs import call
+from programs import call, environ_for, simulator
 
 from tickvault import survey
 from tickvault.errors import JournalDamaged, Refused
@@ -100,6 +100,26 @@ def test_every_reading_command_names_what_is_damaged(
     found = json.loads(listed.stdout)
     assert (listed.returncode, found["ok"], len(found["damaged"])) == (1, False, 1)
     assert named in found["damaged"][0]
+
+
+@pytest.mark.parametrize("breaks", [garbage, truncated, state_garbage])
+def test_a_recorder_starts_on_what_is_damaged_and_says_what_it_set_aside(
+    data: Path, breaks: Callable[[Path], None]
+) -> None:
+    """What is whole is delivered, what is not is in the ledger, and the damaged files stay."""
+    breaks(data)
+    with simulator(data.parent, "--instruments", "2") as (url, _):
+        environ = environ_for(url, data)
+        done = call("run", "--duration", "2", environ=environ, folder=data.parent)
+    assert done.returncode == 0, done.stderr
+    assert ("state.set_aside" if breaks is state_garbage else "journal.salvaged") in done.stderr
+    assert list(data.glob("**/damaged/*/*")) or list(data.glob("state.db.damaged-*"))
+    assert call("journal", "verify", environ=environ, folder=data.parent).returncode == 0
+    held = {frame.seq for frame in frames_of(data / "journal")}
+    lost = {seq for low, high in survey.lost_ranges(data / "journal") for seq in range(low, high + 1)}
+    assert held | lost == set(range(1, max(held) + 1))
+    asked = call("query", "SELECT count(*) AS n FROM gaps WHERE reason = 'lost'", environ=environ, folder=data.parent)
+    assert (int(asked.stdout.split()[-1]) > 0) == bool(lost), asked.stdout
 
 
 def test_frames_that_only_the_state_knows_of_are_missing(data: Path) -> None:

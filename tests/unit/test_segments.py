@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from doubles import AT_NS
 
-from tickvault import segments
+from tickvault import segments, soundness
 from tickvault.errors import JournalDamaged
 from tickvault.model import Definition, Event
 from tickvault.segments import NewEvent, NewFrame
@@ -58,7 +58,7 @@ def test_a_change_in_any_field_is_found(db: sqlite3.Connection, tmp_path: Path, 
     db.execute(change)
     with pytest.raises(JournalDamaged, match="fails its checksum"):
         read(db)
-    assert any("fails its checksum" in line for line in segments.verify(segments.paths(tmp_path)[0], walk=False))
+    assert any("fails its checksum" in line for line in soundness.verify(segments.paths(tmp_path)[0], walk=False))
 
 
 @pytest.mark.parametrize("change", ["DELETE FROM frames WHERE seq = 3", "DELETE FROM events WHERE id = 1"])
@@ -66,9 +66,9 @@ def test_a_sealed_segment_misses_what_is_gone(db: sqlite3.Connection, tmp_path: 
     """Count, last seq and the checksum of checksums notice a whole row that is gone."""
     segments.seal(db)
     path = segments.paths(tmp_path)[0]
-    assert list(segments.verify(path, walk=False)) == []
+    assert list(soundness.verify(path, walk=False)) == []
     db.execute(change)
-    assert list(segments.verify(path, walk=False))
+    assert list(soundness.verify(path, walk=False))
 
 
 def test_a_segment_sealed_empty_is_whole(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_segment_sealed_empty_is_whole(tmp_path: Path) -> None:
         meta = segments.read_meta(db)
         assert meta is not None
         assert (meta.sealed, meta.last_seq, meta.count) == (True, 6, 0)
-    assert list(segments.verify(segments.paths(tmp_path)[0], walk=True)) == []
+    assert list(soundness.verify(segments.paths(tmp_path)[0], walk=True)) == []
 
 
 def test_an_append_that_fails_leaves_nothing(db: sqlite3.Connection) -> None:
@@ -127,4 +127,4 @@ def test_a_reader_with_an_old_snapshot_does_not_hold_up_sealing(db: sqlite3.Conn
         segments.seal(db)
         assert time.monotonic() - began_s < 5
         assert old.execute("SELECT count(*) FROM frames").fetchone() == (3,)
-    assert list(segments.verify(segments.paths(tmp_path)[0], walk=False)) == []
+    assert list(soundness.verify(segments.paths(tmp_path)[0], walk=False)) == []

@@ -182,7 +182,7 @@ class Outages:
     def _lost(self, event: Event) -> list[Outage]:
         from_ns, to_ns = integer(event.body.get("from_ns")), integer(event.body.get("to_ns"))
         from_ns = from_ns or self.now_ns or event.at_ns
-        to_ns = max(to_ns or event.at_ns, from_ns)
+        to_ns = max(to_ns or event.at_ns, from_ns + 1)  # a gap of no length is none, and this is one
         frames = f"frames {event.body.get('from')}-{event.body.get('to')}"
         gap = replace(_gap("recorder", frames, from_ns, State.LOST, text(event.body.get("reason"))), closed_ns=to_ns)
         return [Outage(gap, self.segments)]
