@@ -323,8 +323,7 @@ class _Checks:
     async def disk(self) -> list[Row]:
         """Compare free space with the reserve."""
         usage = await asyncio.to_thread(shutil.disk_usage, nearest(self._settings.data_dir))
-        reserve = self._settings.disk_reserve
-        needed = reserve.bytes if reserve.bytes is not None else int(usage.total * (reserve.percent or 0.0) / 100)
+        needed = self._settings.disk_reserve.of(usage.total)
         found = f"{_gb(usage.free)} of {_gb(usage.total)} free, reserve {_gb(needed)}"
         if usage.free > needed:
             return [Row(True, "disk", found)]

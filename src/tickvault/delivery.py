@@ -146,6 +146,10 @@ class Delivery:
             except Exception as exc:  # noqa: BLE001 - a sink's bug must not reach intake or the other sinks
                 if isinstance(exc, JournalDamaged) and await self._goes_on(exc):
                     continue
+                if isinstance(exc, JournalFull):  # even to read
+                    _log.warning("sink.waits_for_disk", sink=self.name, error=str(exc), seq=self._cursor.seq)
+                    await asyncio.sleep(self._patience.longest_s)
+                    continue
                 await self._park(exc)
                 if await self._resumed():
                     continue

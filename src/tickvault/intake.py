@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tickvault.model import Gap
     from tickvault.state import State
 
-__all__ = ["Intake", "Progress", "commit", "gap_notices", "mend", "token_notices"]
+__all__ = ["Intake", "Progress", "commit", "disk_notice", "gap_notices", "mend", "token_notices"]
 
 _log: Final = structlog.get_logger(__name__)
 _ALIVE_S: Final = 1.0  # a second without a frame commits a heartbeat
@@ -75,6 +75,7 @@ class Intake:
     def __init__(self, *, max_frames: int, max_bytes: int, wall_ns: Callable[[], int]) -> None:
         self.waits = 0
         self.full = False
+        self.held: str | None = None
         self._max_frames = max_frames
         self._max_bytes = max_bytes
         self._wall_ns = wall_ns
@@ -89,6 +90,10 @@ class Intake:
     def queued(self) -> int:
         """Number of frames and facts that wait for the journal."""
         return len(self._items)
+
+    def hold(self, reason: str | None) -> None:
+        """Journal nothing for the time being, as if the disk were full; None: go on. What is queued then waits."""
+        self.held = reason
 
     async def frame(self, received_ns: int, conn: int, payload: bytes) -> None:
         """Queue one message; waits while the queue is at its bound."""
@@ -133,18 +138,24 @@ class Intake:
         """Commit; on a full disk wait for room. Meanwhile the queue fills, and reading stops at its bound."""
         since_ns, taken = 0, items
         while True:
+            held = None if self._ending.is_set() else self.held  # what is queued at the end goes into the reserve
             try:
-                committed = commit(journal, state, items)
+                committed = journal.wait(held) if held else commit(journal, state, items)
             except JournalFull as exc:
-                if self._ending.is_set():
+                if self._ending.is_set() and not held:
                     raise
                 if not since_ns:
                     _log.error("journal.full", error=str(exc))
                     self.full = True
                     since_ns = self._wall_ns()
                 elif items is taken and not self._has_room(1):  # reading stands still: that is a gap
-                    full = {"state": "full", "since_ns": since_ns, "detail": str(exc)}
-                    items = [*taken, Fact("disk_full", full), Fact("disk_full", {"state": "room"})]
+                    full = Fact("disk_full", {"state": "full", "since_ns": since_ns, "detail": str(exc)})
+                    room = Fact("disk_full", {"state": "room"})
+                    items = [*taken, full, room]
+                    if held:  # there is room to say so now
+                        with suppress(JournalFull):
+                            commit(journal, state, [full])
+                            items = [*taken, room]
                 self._ending.wait(_FULL_PAUSE_S)
             else:
                 if since_ns:
@@ -241,6 +252,11 @@ def gap_notices(gaps: Sequence[Gap], *, known: Iterable[Gap], recorder_id: str, 
         message = f"instrument gap: {reason} ({len(some):,}: {subjects})"
         notices.append(_notice(event, name, seq, min(one.opened_ns for one in some), at_ns, message))
     return notices
+
+
+def disk_notice(text: str, *, recorder_id: str, seq: int, at_ns: int) -> Notice:
+    """Return the webhook event of a disk that has less free than its reserve."""
+    return _notice("disk.low", f"{recorder_id}:disk.low:{at_ns}", seq, at_ns, at_ns, text)
 
 
 def token_notices(facts: Iterable[Fact], *, recorder_id: str, seq: int) -> list[Notice]:

@@ -19,7 +19,7 @@ import uuid
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 from tickvault import prune, salvage, segments, survey
 from tickvault.durable import make_folder
@@ -181,6 +181,27 @@ class Journal:
         gaps = self._fold(map(_as_event, events))
         self._beat(begin=bool(frames) or any(event.kind == "alive" for event in events))
         return Committed(seq, tuple(gaps))
+
+    def wait(self, reason: str) -> NoReturn:
+        """Take part in waiting for room as a failed append does: it does not stand still.
+
+        Raises:
+            JournalFull: always.
+        """
+        self._beat()
+        raise JournalFull(reason)
+
+    def roll(self) -> None:
+        """End the segment that is being written, if it holds frames; the next append begins another.
+
+        Raises:
+            JournalFull: no room; it goes on.
+        """
+        if self._db is not None and self.last_seq >= self._segment_first:
+            segments.seal(self._db)
+            self._db.close()
+            self._db = None
+            self._begin_segment()
 
     def _beat(self, *, begin: bool = False) -> None:
         """Note a sign of life; from the first frame or heartbeat on they are due, to the stop."""

@@ -46,7 +46,7 @@ from tickvault.redrive import Redrive
 from tickvault.resolving import guarded
 from tickvault.rewind import Cursors
 from tickvault.room import Room
-from tickvault.settings import plain_hosts
+from tickvault.settings import DiskFull, plain_hosts
 from tickvault.sinks.influx import InfluxSink
 from tickvault.sinks.parquet import ParquetSink, ParquetStore
 from tickvault.state import State
@@ -342,8 +342,13 @@ class Recorder:
         return Room(
             stage.folder.journal,
             stage.state,
+            stage.intake,
             sinks=self._settings.sinks,
             retain_s=self._settings.retain_s,
+            reserve=self._settings.disk_reserve,
+            drop_oldest=self._settings.disk_full is DiskFull.DROP_OLDEST,
+            roll=stage.roll,
+            journal_fact=stage.in_journal,
             wall_ns=self._wall_ns,
         )
 
@@ -432,6 +437,11 @@ class _Stage:
         """Commit one fact, in the journal's thread."""
         loop = asyncio.get_running_loop()
         await asyncio.shield(loop.run_in_executor(self.executor, commit, self.journal, self.state, [fact]))
+
+    async def roll(self) -> None:
+        """End the segment that is being written, in the journal's thread."""
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.run_in_executor(self.executor, self.journal.roll))
 
     async def mend(self, path: Path, reason: str) -> None:
         """Replace a damaged segment by what is whole in it, in the journal's thread."""

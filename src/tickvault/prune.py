@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tickvault.state import State
 
-__all__ = ["Freed", "finish", "prune"]
+__all__ = ["Freed", "finish", "oldest", "prune"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,13 @@ class Freed:
 
 
 def prune(
-    folder: Path, state: State, sinks: Collection[str], *, before_ns: int | None, bytes_wanted: int | None = None
+    folder: Path,
+    state: State,
+    sinks: Collection[str],
+    *,
+    before_ns: int | None,
+    bytes_wanted: int | None = None,
+    up_to_seq: int = segments.NO_END,
 ) -> Freed:
     """Remove segments that are sealed, old enough, and behind what every sink in use still needs; never the newest.
 
@@ -42,6 +48,7 @@ def prune(
         sinks: those in use; no other holds a segment.
         before_ns: only segments whose last commit is older; None: whatever their age.
         bytes_wanted: stop when so much is freed; None: remove all that may go.
+        up_to_seq: no segment that holds frames behind it.
 
     Raises:
         JournalDamaged: a segment is not whole; it stays, and so do those behind it.
@@ -54,7 +61,7 @@ def prune(
             break
         needed = state.held_from(sinks)
         first_seq = int(behind.stem)
-        if (needed is not None and needed < first_seq) or not _is_old(path, before_ns):
+        if first_seq - 1 > up_to_seq or (needed is not None and needed < first_seq) or not _is_old(path, before_ns):
             break
         size = survey.size_of(path)
         stored = {cursor.sink for cursor in state.cursors() if cursor.settled_seq >= first_seq - 1}
@@ -64,6 +71,25 @@ def prune(
         _remove(path)
         freed = Freed(segments=freed.segments + 1, bytes=freed.bytes + size, first_seq=first_seq)
     return freed
+
+
+def oldest(folder: Path, state: State, sinks: Collection[str]) -> dict[str, object] | None:
+    """Return, as the body of a `lost` event, what removing the oldest segment costs; None while there is only one.
+
+    Args:
+        folder: the journal folder.
+        state: the state beside it.
+        sinks: those in use; some of them has not stored all of that segment.
+    """
+    born = [path for path in segments.paths(folder) if segments.is_born(path)]
+    if len(born) < 2 or not _is_old(born[0], None):
+        return None
+    low, high = max(int(born[0].stem), state.held_from(sinks) or 0), int(born[1].stem) - 1
+    with segments.reading(born[0]) as db:
+        sql = "SELECT min(received_ns), max(received_ns) FROM frames WHERE seq >= ?"
+        from_ns, to_ns = db.execute(sql, (low,)).fetchone()
+    reason = "not delivered, and removed to make room: TICKVAULT_DISK_FULL is drop_oldest"
+    return {"from": low, "to": high, "reason": reason, "from_ns": from_ns or 0, "to_ns": to_ns or 0}
 
 
 def finish(folder: Path, first_seq: int) -> None:

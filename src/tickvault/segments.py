@@ -155,7 +155,7 @@ class full_disk_translated:  # noqa: N801 - reads as the statement it guards
 
 
 class damage_named:  # noqa: N801 - reads as the statement it guards
-    """Turns what SQLite says while a segment is read into JournalDamaged, or Refused, of that segment's path."""
+    """Turns what SQLite says while a segment is read into JournalDamaged, JournalFull or Refused, of its path."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -167,7 +167,9 @@ class damage_named:  # noqa: N801 - reads as the statement it guards
         if not isinstance(exc, (sqlite3.DatabaseError, UnicodeDecodeError)):  # the second: of a damaged schema's text
             return
         name = _error_name(exc)
-        if name in _FULL or "_".join(name.split("_")[:2]) in _NO_ACCESS:
+        if name in _FULL:  # a reader too needs a little room beside the file
+            raise JournalFull(f"cannot read {self._path}: {exc}; free space on its disk") from exc
+        if "_".join(name.split("_")[:2]) in _NO_ACCESS:
             raise Refused(f"cannot read {self._path}: {exc}; check its permissions, and the room on its disk") from exc
         text = f"{self._path}: {exc}; `tickvault journal verify` tells what is damaged"
         raise JournalDamaged(text, path=self._path) from exc

@@ -334,3 +334,35 @@ def test_instruments_that_go_and_come_together_are_one_event() -> None:
     [closed] = intakes.gap_notices(over, known=gaps, recorder_id="r", seq=1)
     assert (closed.event, closed.from_ns, closed.to_ns) == ("gap.closed", 5, 9)
     assert closed.id not in {one.id, two.id}
+
+
+async def test_held_it_journals_nothing_and_says_so_where_reading_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gap is open while it is held, since the reserve has room for that; what waits is journalled afterwards."""
+    monkeypatch.setattr(intakes, "_FULL_PAUSE_S", 0.01)
+    desk = Desk(tmp_path, max_frames=1)
+    desk.intake.hold("less than the reserve is free")
+    task = desk.record()
+    reader = asyncio.create_task(desk.frames(1, 2, 3))
+    await until(lambda: any(gap.closed_ns is None and gap.reason == "disk_full" for gap in desk.state.gaps()))
+    assert desk.journalled() == []
+    desk.intake.hold(None)
+    await reader
+    await desk.intake.close()
+    await task
+    assert desk.journalled() == [1, 2, 3]
+    assert not any(gap.closed_ns is None and gap.reason == "disk_full" for gap in desk.state.gaps())
+    await asyncio.to_thread(desk.close)
+
+
+async def test_what_is_queued_at_the_end_goes_into_the_reserve(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held to the end, a stop loses nothing."""
+    monkeypatch.setattr(intakes, "_FULL_PAUSE_S", 0.01)
+    desk.intake.hold("less than the reserve is free")
+    task = desk.record()
+    await desk.frames(1, 2, 3)
+    await until(lambda: desk.intake.full)
+    await desk.intake.close()
+    await task
+    assert desk.journalled() == [1, 2, 3]

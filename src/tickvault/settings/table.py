@@ -146,7 +146,12 @@ SETTINGS: Final = (
     Setting(
         "TICKVAULT_DISK_RESERVE",
         "5%",
-        "below this much free disk intake stops with a gap: `5%`, `10GB`, `500MB`; not built yet, only `check` compares",
+        "below this much free disk delivered frames are removed, and if that is not enough intake stops with a gap: `5%`, `10GB`, `500MB`",
+    ),
+    Setting(
+        "TICKVAULT_DISK_FULL",
+        "stop",
+        "what to do below the reserve when nothing delivered is left to remove: `stop` intake until there is room, or `drop_oldest`: remove the oldest frames, undelivered ones too, with a gap",
     ),
     Setting("TICKVAULT_SHUTDOWN_S", "30", "seconds that a stopping recorder gives its sinks to take the rest"),
     Setting("TICKVAULT_LOG_LEVEL", "info", "`debug`, `info`, `warning`, `error`"),

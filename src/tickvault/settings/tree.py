@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tickvault.model import Mode
 
 __all__ = [
+    "DiskFull",
     "DiskReserve",
     "HttpSettings",
     "InfluxApi",
@@ -122,12 +123,26 @@ class HttpSettings:
     explicit: bool
 
 
+class DiskFull(StrEnum):
+    """What to do below the reserve when nothing that is delivered is left to remove."""
+
+    STOP = "stop"
+    DROP_OLDEST = "drop_oldest"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskReserve:
     """Free disk space that intake leaves alone: exactly one of the two."""
 
     percent: float | None
     bytes: int | None
+
+    def of(self, total_bytes: int) -> int:
+        """Return the bytes that are to stay free on a disk of this size."""
+        return self.bytes if self.bytes is not None else int(total_bytes * (self.percent or 0.0) / 100)
+
+    def __str__(self) -> str:
+        return f"{self.percent:g} %" if self.bytes is None else f"{self.bytes:,} bytes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +169,7 @@ class Settings:
     http: HttpSettings | None
     retain_s: float
     disk_reserve: DiskReserve
+    disk_full: DiskFull
     shutdown_s: float
     log_level: LogLevel
     log_format: LogFormat

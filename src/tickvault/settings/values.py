@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from tickvault.addresses import checked_url, split_listen
 from tickvault.model import Mode  # noqa: TC001  (pydantic asks for it when Typed is made)
-from tickvault.settings.tree import DiskReserve, InfluxApi, InfluxLayout, LogFormat, LogLevel
+from tickvault.settings.tree import DiskFull, DiskReserve, InfluxApi, InfluxLayout, LogFormat, LogLevel
 from tickvault.subscriptions import shortened
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ class Typed(BaseSettings):
     TICKVAULT_HTTP_TOKEN: _Token | None = None
     TICKVAULT_RETAIN: Annotated[float, BeforeValidator(_duration)]
     TICKVAULT_DISK_RESERVE: Annotated[DiskReserve, BeforeValidator(_disk_reserve)]
+    TICKVAULT_DISK_FULL: _AnyCase[DiskFull]
     TICKVAULT_SHUTDOWN_S: _Seconds
     TICKVAULT_LOG_LEVEL: _AnyCase[LogLevel]
     TICKVAULT_LOG_FORMAT: _AnyCase[LogFormat]
