@@ -19,6 +19,7 @@ import typer.core
 from tickvault import __version__, hidden, render, snapshots
 from tickvault.commands import dead_letters, instruments, journal, recording, token
 from tickvault.commands.day import day
+from tickvault.commands.disk import disk
 from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, configure_logs, settings_of
 from tickvault.commands.report import report
 from tickvault.datafolder import holder, recorded
@@ -113,6 +114,7 @@ def check(config: Config = None, env_file: EnvFile = Path(".env"), data_dir: Dat
 app.command()(journal.rewind)
 app.command()(dead_letters.resume)
 app.command()(day)
+app.command()(disk)
 app.command()(token.login)
 app.command()(token.probe)
 app.command()(report)

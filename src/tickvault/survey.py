@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Stats",
+    "begun_ns",
     "events",
     "generations",
     "holes",
@@ -116,6 +117,11 @@ def size_of(path: Path) -> int:
         with suppress(FileNotFoundError):
             size += path.with_name(path.name + suffix).stat().st_size
     return size
+
+
+def begun_ns(path: Path) -> int | None:
+    """Return when a segment was begun; None if it was never born, or is gone."""
+    return _look(path, lambda _, meta: meta.begun_ns)
 
 
 def _counted(db: sqlite3.Connection, meta: Meta) -> tuple[Meta, int | None, int, int]:
