@@ -127,6 +127,7 @@ class Delivery:
         self._patience = patience
         self._refusals = _Refusals()
         self._condition = "parked" if cursor.state == "parked" else "running"  # what nobody was told the end of
+        self._dropped, self._dropping = 0, False
         self._settling: deque[tuple[float, int]] = deque()
 
     @property
@@ -192,6 +193,7 @@ class Delivery:
         await self._in_state(self._state.attempt, self.name, batch.hi)
         room = self._refusals.room_for(batch.rows)
         refused = await send(self._write, batch, at_most=room) if batch.rows else []
+        self._note_beyond_retention(batch.hi)
         self._refusals.refused += len(refused)
         if len(refused) > room or len(refused) == batch.rows >= _WHOLE_BATCH:
             raise _Parked(f"{len(refused)} of {batch.rows} rows refused: {refused[-1].reason}")
@@ -223,6 +225,14 @@ class Delivery:
         self.frames += batch.hi - batch.lo + 1
         for name, table in batch.tables.items():
             self.rows[name] = self.rows.get(name, 0) + table.num_rows
+
+    def _note_beyond_retention(self, seq: int) -> None:
+        """Tell, once each time it begins, that the store drops rows for their age: they count as delivered."""
+        dropped = int(getattr(self._sink, "beyond_retention", 0))
+        more, before = dropped - self._dropped, self._dropping
+        self._dropped, self._dropping = dropped, more > 0
+        if more and not before:
+            _log.warning("sink.beyond_retention", sink=self.name, rows=more, seq=seq)
 
     async def _write(self, batch: Batch) -> None:
         """Write until the store has answered: accepted, too large or refused."""

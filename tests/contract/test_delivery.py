@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from delivering import Bench, singly, until
 from doubles import AT_MS, AT_NS, Vault, received
+from structlog.testing import capture_logs
 
 from tickvault import deadletters
 from tickvault.batching import to_batch
@@ -153,6 +154,21 @@ async def test_named_rows_are_dead_letters_and_the_rest_counts_as_stored(bench: 
     assert [(row[0], row[3]) for row in bench.dead()] == [(4, "field type conflict"), (20, "beyond retention")]
     [body] = bench.state._db.execute("SELECT body FROM outbox").fetchone()
     assert json.loads(body)["rows"] == 18
+
+
+async def test_rows_that_a_store_drops_for_their_age_are_delivered_and_told_of(bench: Bench) -> None:
+    """Once each time it begins; nothing is refused, and nothing waits."""
+    bench.append(6)
+    sink = FlakySink(policy=singly(), tables=("ticks",))
+
+    async def drop(_: Batch) -> None:
+        sink.beyond_retention = getattr(sink, "beyond_retention", 0) + 2  # type: ignore[attr-defined]
+
+    sink._script.extend([drop, drop, None, drop])
+    with capture_logs() as logs:
+        await bench.deliver(sink)
+    assert [(one["rows"], one["seq"]) for one in logs if one["event"] == "sink.beyond_retention"] == [(2, 1), (2, 4)]
+    assert (bench.cursor(sink).seq, bench.dead()) == (6, [])
 
 
 async def test_more_than_one_percent_refused_parks(bench: Bench) -> None:
