@@ -75,7 +75,11 @@ def ask(place: Path, *, minutes: float = 21.0) -> Answer:
             behind = programs.peek(data)["last_seq"] - _reached(data)
             gate.weather = None
             simulated.stop()
-            wait_until(lambda: _reached(data) == programs.peek(data)["last_seq"], "the backlog is delivered", 300)
+            wait_until(
+                lambda: _reached(data) == programs.peek(data)["last_seq"],
+                "the backlog is delivered",
+                300 + minutes * 60,
+            )
             if recorder.stop():
                 found.wrong.append(recorder.said()[-500:])
         compare(found, data, log, influx)

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from programs import call, environ_for, globbed, peek, recorder, simulator
+from programs import call, environ_for, peek, recorder, simulator
 from servers import Server, get, influx_query, influxd, wait_until
 
 from tickvault import deadletters
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def poison(influx: Server) -> None:
-    """Make `status` an integer, so that no status can be stored."""
+    """Make `planned` an integer, so that no gap can be stored: few rows, so that none is a batch refused as a whole."""
     influx_query(influx, "CREATE DATABASE b")
-    get(f"{influx.url}/write?db=b", f"market_status,scope=x,segment=y status=5i {time.time_ns()}".encode())
+    get(f"{influx.url}/write?db=b", f"gap,scope=x planned=5i {time.time_ns()}".encode())
 
 
 def listed(environ: dict[str, str], folder: Path, *words: str) -> list[dict[str, Any]]:
@@ -38,20 +38,19 @@ def test_what_a_store_refused_is_listed_and_stored_once_it_can_be(tmp_path: Path
         poison(influx)
         environ = environ_for(url, data, INFLUX_URL=influx.url, INFLUX_BUCKET="b")
         with recorder(tmp_path, environ) as recording:
-            wait_until(lambda: bool(deadletters.read(data / "state.db", Choice())), "statuses are refused")
+            wait_until(
+                lambda: bool(deadletters.read(data / "state.db", Choice())), "the gap of the start is refused", 60
+            )
             assert simulated.stop() == 0
             last_seq = peek(data)["last_seq"]
             wait_until(lambda: peek(data)["sinks"]["influx"]["cursor_seq"] == last_seq, "all else is delivered")
             if not running:
                 assert recording.stop() == 0
             found = listed(environ, tmp_path)
-            assert {(one["sink"], one["table"]) for one in found} == {("influx", "market_status")}
+            assert {(one["sink"], one["table"]) for one in found} == {("influx", "gaps")}
             assert all("field type conflict" in one["reason"] for one in found)
-            segment = found[0]["instrument_key"]
-            assert all(
-                one["rows"][0]["segment"] == segment for one in listed(environ, tmp_path, "--instrument", segment)
-            )
-            assert listed(environ, tmp_path, "--table", "ticks") == []
+            scope = found[0]["instrument_key"]
+            assert {one["rows"][0]["scope"] for one in listed(environ, tmp_path, "--instrument", scope)} == {scope}
             shown = call("dead-letters", "list", environ=environ, folder=tmp_path).stdout
             assert shown.splitlines()[0].split("\t") == ["sink", "seq", "table", "instrument", "refused at", "reason"]
 
@@ -64,7 +63,7 @@ def test_what_a_store_refused_is_listed_and_stored_once_it_can_be(tmp_path: Path
             assert away.returncode == 1
             assert ("they stay asked for" in away.stdout) if running else ("the letters are kept" in away.stderr)
             influx.start()
-            influx_query(influx, "DROP MEASUREMENT market_status", "b")
+            influx_query(influx, "DROP MEASUREMENT gap", "b")
             mended = call("dead-letters", "redrive", "--json", environ=environ, folder=tmp_path)
             assert mended.returncode == 0, mended.stdout + mended.stderr
             counts = json.loads(mended.stdout)
@@ -73,9 +72,11 @@ def test_what_a_store_refused_is_listed_and_stored_once_it_can_be(tmp_path: Path
             assert listed(environ, tmp_path) == []
             if running:
                 assert recording.stop() == 0
-        stored = influx_query(influx, "SELECT * FROM market_status", "b")
-        wanted = {(row["scope"], row["segment"], row["status"], row["seq"]) for row in globbed(data, "market_status")}
-        assert {(row["scope"], row["segment"], row["status"], row["seq"]) for row in stored} == wanted
+        stored = influx_query(influx, "SELECT * FROM gap", "b")
+    refused = [row for one in found for row in one["rows"]]
+    assert {(row["scope"], row["reason"], row["planned"], row["duration_s"]) for row in stored} == {
+        (row["scope"], row["reason"], row["planned"], row["duration_s"]) for row in refused
+    }
 
 
 def test_what_cannot_be_is_said_with_the_next_step(tmp_path: Path) -> None:
