@@ -21,6 +21,7 @@ TRACED: Final = (
     "copy_file_range", "sendfile",
 )  # fmt: skip
 
+_NO_FD: Final = 2**30  # of a file whose opening nobody was told of
 _WHOLE: Final = re.compile(r"(\d+) +(\w+)\((.*)\) += (-?\d+|\?)")
 _BEGUN: Final = re.compile(r"(\d+) +(\w+)\((.*?),? *<unfinished \.\.\.>$")
 _ENDED: Final = re.compile(r"(\d+) +<\.\.\. (\w+) resumed>(.*)\) += (-?\d+|\?)")
@@ -92,12 +93,20 @@ def _calls(trace: Path) -> Iterator[Call]:
                 continue
             else:
                 raise ValueError(f"line {number + 1} of the trace is not understood: {line[:200]}")
-            if not result.startswith(("-", "?")):
+            if result == "?":
+                yield from _interrupted(name, given, start)
+            elif not result.startswith("-"):
                 yield _call(name, given, int(result), start, number)
-        # Killed within a call: what it handed over may be there.
         for name, given, start in begun.values():
-            if name in {"write", "pwrite64"} and _TEXT.search(given):
-                yield _call(name, given, len(_texts(given)[0]), start, start)
+            yield from _interrupted(name, given, start)
+
+
+def _interrupted(name: str, given: str, at: int) -> Iterator[Call]:
+    """Yield a call in which the process was killed: the kernel did it to the end, but nobody was told, of a sync least."""
+    if name in {"write", "pwrite64"}:
+        yield _call(name, given, len(_texts(given)[0]), at, at)
+    elif name not in SYNCS and _texts(given):
+        yield _call(name, given, _NO_FD, at, at)
 
 
 def _call(name: str, given: str, result: int, began: int, ended: int) -> Call:

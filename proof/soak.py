@@ -59,7 +59,7 @@ def ask(place: Path, *, minutes: float = 25.0, times: float = 10.0, instruments:
             wait_until(lambda: _status(port) is not None, "the status is served", 60)
             seen = _watch(recorder.process.pid, port, minutes * 60)
             simulated.stop()
-            wait_until(lambda: _lag(port) == 0, "everything is delivered", 300)
+            wait_until(lambda: _lag(port) == 0, "everything is delivered", 300 + minutes * 60)
             lag_at_end = _lag(port)
             code = recorder.stop()
             said = recorder.said()
