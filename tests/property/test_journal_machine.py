@@ -1,9 +1,13 @@
-"""Journal and state as a machine against a plain list: append, reopen, crash, read, advance, rewind, lose the state."""
+"""Journal and state as a machine against a plain list.
+
+Append, reopen, crash, read, advance, rewind, lose the state, prune, damage and mend.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from doubles import AT_NS, FAST, frames_of
@@ -11,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tickvault import survey
+from tickvault import prune, segments, survey
 from tickvault.journal import Fact, Journal, Received
 from tickvault.model import Definition
 from tickvault.reading import JournalReader
@@ -38,6 +42,8 @@ class Machine(RuleBasedStateMachine):
         self.in_force: dict[str, str] = {}
         self.cursor = 0
         self.number = 0
+        self.first = 1  # of the oldest segment
+        self.gone: set[int] = set()  # lost to damage
         self.open()
 
     def open(self) -> None:
@@ -85,7 +91,34 @@ class Machine(RuleBasedStateMachine):
         for path in self.path.glob("state.db*"):
             path.unlink()
         self.open()
-        self.cursor = 0
+        self.cursor = self.first - 1
+
+    @rule()
+    def prune(self) -> None:
+        """Everything delivered may go, but the newest segment; the ledger's facts stay."""
+        before = [(one.after_seq, one.body) for one in survey.events(self.path / "journal", ("start", "cursor_moved"))]
+        freed = prune.prune(self.path / "journal", self.state, [SINK], before_ns=None)
+        self.first = freed.first_seq or self.first
+        assert self.first <= self.cursor + 1
+        after = [(one.after_seq, one.body) for one in survey.events(self.path / "journal", ("start", "cursor_moved"))]
+        assert after == before
+
+    @rule(part=st.integers(0, 9))
+    def damage(self, part: int) -> None:
+        """A frame of an older segment is damaged for good; who meets it has the segment mended, and the rest is there."""
+        paths = segments.paths(self.path / "journal")[:-1]
+        if not paths:
+            return
+        path = paths[part % len(paths)]
+        with closing(segments.writer(path)) as db:
+            found = db.execute("SELECT seq FROM frames ORDER BY seq LIMIT 1 OFFSET ?", (part // 4,)).fetchone()
+            if found is None:
+                return
+            db.execute("UPDATE frames SET crc = crc + 1 WHERE seq = ?", found)
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.journal._mended.discard(path)
+        self.journal.mend(path, "damaged")
+        self.gone.add(found[0])
 
     @rule(max_frames=st.integers(1, 5))
     def deliver(self, max_frames: int) -> None:
@@ -93,7 +126,7 @@ class Machine(RuleBasedStateMachine):
         chunk = reader.read(max_frames=max_frames, max_bytes=10**9)
         reader.close()
         if chunk is None:
-            assert self.cursor == len(self.model)
+            assert all(seq in self.gone for seq in range(self.cursor + 1, len(self.model) + 1))
             return
         assert chunk.lo == self.cursor + 1
         for frame in chunk.frames:
@@ -111,7 +144,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(part=st.integers(0, 4))
     def rewind(self, part: int) -> None:
-        to_seq = self.cursor * part // 4
+        to_seq = max(self.first - 1, self.cursor * part // 4)
         Cursors(self.journal, self.state, self.path / "journal").rewind(SINK, to_seq, None)
         self.cursor = to_seq
 
@@ -119,9 +152,10 @@ class Machine(RuleBasedStateMachine):
     def holds(self) -> None:
         if not hasattr(self, "journal"):
             return
-        frames = frames_of(self.path / "journal")
-        assert [frame.payload for frame in frames] == [payload for payload, _ in self.model]
-        assert [frame.seq for frame in frames] == list(range(1, len(self.model) + 1))
+        frames = frames_of(self.path / "journal", self.first - 1)
+        held = [seq for seq in range(self.first, len(self.model) + 1) if seq not in self.gone]
+        assert [frame.seq for frame in frames] == held
+        assert [frame.payload for frame in frames] == [self.model[seq - 1][0] for seq in held]
         found = self.state.cursor(SINK)
         assert found is not None
         assert found.seq == self.cursor
