@@ -16,6 +16,7 @@ import json
 import sqlite3
 import threading
 import uuid
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -76,6 +77,10 @@ WHERE :wanted IS NULL OR event IN (SELECT value FROM json_each(:wanted))
   OR event || ':' || sink IN (SELECT value FROM json_each(:wanted))
 GROUP BY substr(event, 1, instr(event, '.')), sink ORDER BY min(ord)
 """
+
+
+# Written with every transaction: SQLite does not notice a bit that flips in a value.
+_CHECKS: Final = "CREATE TABLE IF NOT EXISTS checks (one INTEGER PRIMARY KEY, crc INTEGER NOT NULL) STRICT;"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,10 +185,12 @@ class State:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == SCHEMA_VERSION:
                 _check(connection)
+            elif version == 0 and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                raise sqlite3.DatabaseError("it has tables and no version")  # noqa: TRY301 - as SQLite says the like
         except sqlite3.DatabaseError as exc:
             if connection is not None:
                 connection.close()
-            if isinstance(exc, sqlite3.OperationalError):
+            if _of_access(exc):
                 raise Refused(f"cannot open {path}: {exc}; check the folder's permissions and free space") from exc
             # Not a database any more. Kept for inspection; the journal brings everything back.
             kept = path.with_name(f"state.db.damaged-{uuid.uuid4().hex[:8]}")
@@ -199,7 +206,7 @@ class State:
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             path.chmod(0o600)
         with full_disk_translated():
-            connection.executescript(_ASKED)
+            connection.executescript(_ASKED + _CHECKS)
         return cls(connection, notify_interval_ns=notify_interval_ns, events=events), fresh
 
     def close(self) -> None:
@@ -213,6 +220,7 @@ class State:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
+                self._db.execute("INSERT OR REPLACE INTO checks VALUES (1, ?)", (_crc(self._db),))
                 self._db.execute("COMMIT")
             except BaseException as exc:
                 if self._db.in_transaction:  # a full disk has rolled back already
@@ -497,6 +505,27 @@ def _check(connection: sqlite3.Connection) -> None:
     found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
         raise sqlite3.DatabaseError(found)
+    _check_rows(connection)
+
+
+def _check_rows(db: sqlite3.Connection) -> None:
+    """Compare what decides on delivery with its checksum; a file of before there were checksums passes."""
+    if not db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'checks'").fetchone()[0]:
+        return
+    row = db.execute("SELECT crc FROM checks").fetchone()
+    if row is not None and row[0] != _crc(db):
+        raise sqlite3.DatabaseError("the cursors fail their checksum")
+
+
+def _crc(db: sqlite3.Connection) -> int:
+    # Not a sink's condition: that is also changed by who resumes a parked one (deadletters.resume).
+    marks = "SELECT sink, seq, attempted_seq, settled_seq, generation, drop_from, rewind_to FROM cursors ORDER BY sink"
+    return zlib.crc32(repr([db.execute(sql).fetchall() for sql in ("SELECT * FROM journal", marks)]).encode())
+
+
+def _of_access(exc: sqlite3.DatabaseError) -> bool:
+    """Tell whether SQLite could not get at a file, rather than make sense of it."""
+    return isinstance(exc, sqlite3.OperationalError) and getattr(exc, "sqlite_errorcode", 0) != sqlite3.SQLITE_ERROR
 
 
 def _cursors(db: sqlite3.Connection) -> list[Cursor]:
@@ -580,6 +609,7 @@ def read_view(path: Path) -> View | None:
         row = db.execute("SELECT recorder, head_seq, first_seq FROM journal").fetchone()
         if row is None:
             return None
+        _check_rows(db)
         return View(
             recorder_id=row[0],
             head_seq=row[1],

@@ -388,7 +388,11 @@ async def test_a_folder_that_run_would_refuse(simulator: Simulator, tmp_path: Pa
     for path, sql, words in (
         (segment, "PRAGMA user_version = 7", "upgrade this installation"),
         (state, "PRAGMA user_version = 7", "upgrade this installation"),
-        (state, "UPDATE journal SET recorder = 'another'", "restore the state.db that belongs here"),
+        (
+            state,
+            "UPDATE journal SET recorder = 'another'; DELETE FROM checks",
+            "restore the state.db that belongs here",
+        ),
         (segment, None, "sets it aside and keeps what is whole"),
         (state, None, "the next `tickvault run` sets it aside"),
     ):
@@ -396,7 +400,7 @@ async def test_a_folder_that_run_would_refuse(simulator: Simulator, tmp_path: Pa
             path.write_bytes(b"garbage" * 3000)
         else:
             with contextlib.closing(sqlite3.connect(path)) as db, db:
-                db.execute(sql)
+                db.executescript(sql)
         row = found(await rows_of(settings), "journal")
         assert row.ok is False
         assert words in row.found

@@ -71,7 +71,8 @@ def test_files_beyond_the_cursor_do_not_count(vault: Vault) -> None:
     vault.deliver(3)
     cursor = vault.cursor
     vault.deliver(3)
-    vault.state._db.execute("UPDATE cursors SET seq = ?", (cursor.seq,))
+    with vault.state._transaction() as db:
+        db.execute("UPDATE cursors SET seq = ?", (cursor.seq,))
     assert seqs(vault) == held(6)
 
 

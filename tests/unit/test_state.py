@@ -307,6 +307,24 @@ def test_garbage_is_set_aside_and_begun_anew(tmp_path: Path, where: int) -> None
     assert aside.read_bytes() == bytes(body)
 
 
+def test_a_value_that_changed_by_itself_is_damage(tmp_path: Path) -> None:
+    """SQLite finds nothing wrong with it: the file is set aside at open, and others are told."""
+    path = tmp_path / "state.db"
+    state, _ = State.open(path)
+    state.set_journal("r", head_seq=9, first_seq=1)
+    state.put_cursor("influx", 5)
+    state.close()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE cursors SET seq = seq + 256")
+    with pytest.raises(Refused, match="cursors fail their checksum"):
+        read_view(path)
+    state, fresh = State.open(path)
+    assert fresh
+    assert state.cursors() == []
+    assert len(list(tmp_path.glob("state.db.damaged-*"))) == 1
+    state.close()
+
+
 def test_an_empty_or_missing_file_is_a_new_state(tmp_path: Path) -> None:
     """The caller hears that it is new."""
     (tmp_path / "state.db").touch()
