@@ -105,7 +105,7 @@ def _interrupted(name: str, given: str, at: int) -> Iterator[Call]:
     """Yield a call in which the process was killed: the kernel did it to the end, but nobody was told, of a sync least."""
     if name in {"write", "pwrite64"}:
         yield _call(name, given, len(_texts(given)[0]), at, at)
-    elif name not in SYNCS and _texts(given):
+    elif name == "ftruncate" or (name not in SYNCS and _texts(given)):
         yield _call(name, given, _NO_FD, at, at)
 
 

@@ -116,9 +116,8 @@ class Reader:
                 self._ask()
 
     def _ask(self) -> None:
-        done = programs.call(
-            "query", self._ROWS, "--format", "csv", "--data-dir", str(self._data), environ={}, folder=self._place
-        )
+        words = ("query", self._ROWS, "--format", "csv", "--data-dir", str(self._data))
+        done = programs.call(*words, environ={}, folder=self._place, within_s=600)
         if done.returncode:
             self.refusals += 1
             if "run the query again" not in done.stderr and "nothing is recorded" not in done.stderr:
