@@ -7,10 +7,13 @@ lag from its status; the slopes are those of the second half, by least squares. 
 
 from __future__ import annotations
 
+import base64
 import json
 import statistics
 import time
 import urllib.request
+import zlib
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +22,8 @@ import programs
 from servers import free_ports, influxd, wait_until
 
 from proof.rig import Answer
+from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
+from tickvault.reading import JournalReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,17 +69,16 @@ def ask(place: Path, *, minutes: float = 25.0, times: float = 10.0, instruments:
             code = recorder.stop()
             said = recorder.said()
     answer = Answer()
-    with log.open("rb") as lines:
-        sent = sum(1 for _ in lines)
     updates = _counted(place, data, "SELECT count(*) FROM ticks")
     twice = updates - _counted(place, data, "SELECT count(*) FROM (SELECT DISTINCT seq, instrument_key FROM ticks)")
-    kept = programs.stats(data)["last_seq"]
-    answer.lost, answer.twice = sent - kept, twice
+    frames, on_the_wire, entries = _held(log, data)
+    answer.lost, answer.twice = max(0, entries - updates), twice + max(0, updates - entries)
     answer.ran = f"{minutes:g} min at {updates / (minutes * 60):,.0f} updates/s"
     memory, files = seen.slope_an_hour(seen.memory_mb), seen.slope_an_hour(seen.files)
     answer.figures = {
         "updates": updates,
-        "frames": kept,
+        "frames": frames,
+        "frames on the wire when a connection ended": on_the_wire,
         "memory MB (median of 2nd half, most)": f"{statistics.median(seen.memory_mb[len(seen.memory_mb) // 2 :]):.0f}, {max(seen.memory_mb):.0f}",
         "memory MB/h": f"{memory:+.1f}",
         "open files (most)": f"{max(seen.files):.0f}",
@@ -88,6 +92,39 @@ def ask(place: Path, *, minutes: float = 25.0, times: float = 10.0, instruments:
     if minutes * 60 > 4 * SETTLED_S and (memory > GROWTH_MB_AN_HOUR or files > GROWTH_FILES_AN_HOUR):
         answer.wrong.append(f"in an hour memory grows by {memory:.0f} MB, and {files:.0f} files more are open")
     return answer
+
+
+def _held(log: Path, data: Path) -> tuple[int, int, int]:
+    """Hold the journal against the log, frame by frame.
+
+    Returns:
+        Frames that are there, those missing at the ends of connections, and the entries of those that are there.
+
+    Raises:
+        ValueError: frames of a connection are not the first ones that were sent on one.
+    """
+    sent: dict[int, list[int]] = defaultdict(list)
+    with log.open("rb") as lines:
+        for line in lines:
+            one = json.loads(line)
+            sent[one["conn"]].append(zlib.crc32(base64.b64decode(one["payload"])))
+    kept: dict[int, list[int]] = defaultdict(list)
+    entries = 0
+    reader = JournalReader(data / "journal", 0)
+    while (chunk := reader.read(max_frames=100, max_bytes=10**8)) is not None:
+        for frame in chunk.frames:
+            kept[frame.conn].append(zlib.crc32(frame.payload))
+            entries += len(pb.FeedResponse.FromString(frame.payload).feeds)
+    reader.close()
+    on_the_wire = sum(map(len, sent.values())) - sum(map(len, kept.values()))
+    for conn, got in kept.items():
+        source = next((number for number, of in sent.items() if of[: len(got)] == got), None)
+        if source is None:
+            raise ValueError(
+                f"connection {conn}: the {len(got)} frames in the journal are not the first of any that were sent"
+            )
+        del sent[source]
+    return sum(map(len, kept.values())), on_the_wire, entries
 
 
 def _watch(pid: int, port: int, duration_s: float) -> _Watched:
