@@ -30,7 +30,7 @@ STORE_EVERY: Final = 5  # rounds
 TAGS: Final = frozenset({"instrument_key", "symbol", "segment", "underlying", "expiry", "strike", "option_type"})
 
 
-def ask(place: Path, *, rounds: int = 200, longest_s: float = 3.0, seed: int | None = None) -> Answer:
+def ask(place: Path, *, rounds: int = 200, longest_s: float = 6.0, seed: int | None = None) -> Answer:
     """Kill so often, most of them within so many seconds of recording; then let everything arrive, and count."""
     rng, seed = seeded(seed)
     answer = Answer(ran=f"{rounds} kills, seed {seed}")
