@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("question", "sizes"),
     [
-        pytest.param(kills, {"rounds": 5, "longest_s": 1.5}, id="kills"),
+        pytest.param(kills, {"rounds": 5, "longest_s": 3.0}, id="kills"),
         pytest.param(power, {"rounds": 4, "frames": 60}, id="power"),
         pytest.param(collapse, {}, id="collapse"),
         pytest.param(faults, {"minutes": 0.6}, id="faults"),
