@@ -95,7 +95,8 @@ class Journal:
         self._wall_ns = wall_ns
         self._db: sqlite3.Connection | None = None
         self._last_ns = 0  # of the last frame or heartbeat
-        self._committed_boot_ns: int | None = None  # the last commit, while heartbeats are due
+        # The last commit, while heartbeats are due: time since boot, and the wall clock's.
+        self._committed_ns: tuple[int, int] | None = None
         self._segment_bytes = 0
         self._segment_first = 1
         self._mended: set[Path] = set()
@@ -154,9 +155,8 @@ class Journal:
         frames: list[NewFrame] = []
         events: list[NewEvent] = []
         seq, last_ns = self.last_seq, self._last_ns
-        still_ns = 0 if self._committed_boot_ns is None else _boot_ns() - self._committed_boot_ns
-        if still_ns > _STALL_NS:
-            events.append(self._event(Fact("stalled", {"for_ns": still_ns}), seq))
+        if (stalled := self._stalled()) is not None:
+            events.append(self._event(stalled, seq))
         for item in items:
             at_ns = self._time_of(item)
             in_order = isinstance(item, Received) or item.kind == "alive"  # other facts may have waited elsewhere
@@ -205,8 +205,18 @@ class Journal:
 
     def _beat(self, *, begin: bool = False) -> None:
         """Note a sign of life; from the first frame or heartbeat on they are due, to the stop."""
-        if begin or self._committed_boot_ns is not None:
-            self._committed_boot_ns = None if self.stopped else _boot_ns()
+        if begin or self._committed_ns is not None:
+            self._committed_ns = None if self.stopped else (_boot_ns(), self._wall_ns())
+
+    def _stalled(self) -> Fact | None:
+        """Return the fact that nothing was committed for too long, by the time since boot or by the wall clock."""
+        if self._committed_ns is None:
+            return None
+        boot_ns, wall_ns = self._committed_ns
+        still_ns, passed_ns = _boot_ns() - boot_ns, self._wall_ns() - wall_ns
+        if passed_ns - still_ns > _STALL_NS:  # nobody has lived through the time that it skipped
+            return Fact("stalled", {"for_ns": passed_ns, "set_forward_ns": passed_ns - still_ns})
+        return Fact("stalled", {"for_ns": still_ns}) if still_ns > _STALL_NS else None
 
     def _time_of(self, item: Received | Fact) -> int:
         if isinstance(item, Received):

@@ -98,6 +98,21 @@ def test_a_clock_set_back_is_seen_by_the_heartbeat(vault: Watched) -> None:
     assert (second(gap.opened_ns), second(gap.closed_ns)) == (500, 510)
 
 
+def test_what_a_clock_set_forward_skips_is_a_gap(vault: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody recorded then; a little is what clocks do, and time since boot goes on as ever."""
+    now_ms = {"boot": 0}
+    monkeypatch.setattr(journals, "_boot_ns", lambda: now_ms["boot"] * 1_000_000)
+    vault.alive(10)
+    now_ms["boot"] += 1000
+    assert vault.alive(13) == ()
+    now_ms["boot"] += 1000
+    (gap,) = vault.alive(500)
+    assert (gap.reason, second(gap.opened_ns), second(gap.closed_ns)) == ("recorder_stalled", 13, 500)
+    assert gap.detail == "the clock was set forward by 486.0 s"
+    now_ms["boot"] += 1000
+    assert vault.alive(501) == ()
+
+
 def test_a_session_that_ends_closes_the_gap_without_any_event(vault: Watched) -> None:
     """And the next one that begins opens it again; heartbeats tell the time, and so do frames."""
     windows = {"NSE_EQ": ((AT_NS, AT_NS + 50 * S), (AT_NS + 100 * S, AT_NS + 200 * S))}

@@ -161,11 +161,12 @@ class Outages:
 
     def _stalled(self, event: Event) -> list[Outage]:
         """Write down the time in which nothing was committed and no heartbeat came, over already."""
-        still_ns = integer(event.body.get("for_ns"))
+        still_ns, skipped_ns = integer(event.body.get("for_ns")), integer(event.body.get("set_forward_ns"))
         since_ns = min(event.at_ns, max(self.now_ns, event.at_ns - still_ns))
-        stalled = _gap(
-            "recorder", "", since_ns, State.RECORDER_STALLED, f"nothing committed for {still_ns / 1e9:.1f} s"
-        )
+        detail = f"nothing committed for {still_ns / 1e9:.1f} s"
+        if skipped_ns > 0:
+            detail = f"the clock was set forward by {skipped_ns / 1e9:.1f} s"
+        stalled = _gap("recorder", "", since_ns, State.RECORDER_STALLED, detail)
         return [Outage(replace(stalled, closed_ns=event.at_ns), self.segments)]
 
     def _stepped_back(self, event: Event) -> list[Outage]:

@@ -48,7 +48,7 @@ MEANINGS: Final[Mapping[State, str]] = {
     State.CLOSED: "the market did not trade: there was nothing to record",
     State.RECORDER_DOWN: "no recorder ran, from the last commit to the next start",
     State.DISK_FULL: "the disk had no room for the journal",
-    State.RECORDER_STALLED: "the process or the machine stood still: more than 3 s without a commit",
+    State.RECORDER_STALLED: "more than 3 s without a commit: the process or the machine stood still, or the clock skipped",
     State.LOST: "frames were journalled, and the journal was damaged",
     State.TOKEN_REJECTED: "no connection, because the broker refused the token",
     State.OVERRUN: "no connection: the broker dropped us after we could not keep up",
