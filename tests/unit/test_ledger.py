@@ -446,6 +446,18 @@ def test_standing_still_is_a_gap_that_is_over_when_it_is_told() -> None:
     ]
 
 
+def test_what_a_session_ended_keeps_its_reason() -> None:
+    """What is heard of a connection after the close says nothing of the gap before it, watched meanwhile or not."""
+    hours = Sessions(from_ns=0, to_ns=1000 * S, windows={"NSE_EQ": ((0, 50 * S),)})
+    ledger = Ledger([Event(after_seq=0, at_ns=10 * S, boot_ns=0, kind="start", body={"last_ns": 0})])
+    ledger.apply(Event(after_seq=0, at_ns=10 * S, boot_ns=0, kind="calendar", body=hours.body()))
+    wanted = {"state": "wanted", "segments": ["NSE_EQ"]}
+    ledger.apply(Event(after_seq=0, at_ns=10 * S, boot_ns=0, kind="conn", body=wanted))
+    closed = {"conn": 1, "state": "closed", "reason": "token_rejected"}
+    (gap,) = ledger.apply(Event(after_seq=0, at_ns=60 * S, boot_ns=0, kind="conn", body=closed))
+    assert (gap.reason, gap.detail, gap.closed_ns) == ("disconnected", "connecting", 50 * S)
+
+
 def test_lost_frames_are_a_gap_where_they_were() -> None:
     """Named by their numbers; from their neighbours when nothing else says when they were received."""
     known = beat("lost", 99, **{"from": 5, "to": 9}, reason="damaged", from_ns=12 * S, to_ns=14 * S)

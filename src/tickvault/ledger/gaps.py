@@ -61,8 +61,9 @@ class Ledger:
         if event.kind not in KINDS or event.body.get("carried"):
             return []
         changed: list[Gap] = []
+        if event.kind in {"calendar", "conn"}:
+            changed += self.passed(event.at_ns)  # by the hours, and for the reason, that were known until now
         if event.kind == "calendar":
-            changed += self.passed(event.at_ns)  # by the hours that were known until now
             self.sessions = self.sessions.then(Sessions.of(event.body))
             self._trading.clear()
             changed += self._correct(event.at_ns)
