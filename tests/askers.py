@@ -20,8 +20,9 @@ from tickvault.brokers.upstox.tokens import TokenUrl
 from tickvault.errors import SinkError, TickvaultError
 from tickvault.model import Mode
 from tickvault.notify import Notifier
+from tickvault.outbox import Notice
 from tickvault.sinks.influx import InfluxSink
-from tickvault.state import Notice, State
+from tickvault.state import State
 
 if TYPE_CHECKING:
     from pathlib import Path

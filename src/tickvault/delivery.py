@@ -22,9 +22,9 @@ from tickvault.collecting import Collector
 from tickvault.errors import JournalDamaged, JournalFull, SinkMisconfigured, SinkUnavailable
 from tickvault.journal import Fact
 from tickvault.letters import merged
+from tickvault.outbox import Notice
 from tickvault.reading import JournalReader
 from tickvault.sending import send, stored
-from tickvault.state import Notice
 
 if TYPE_CHECKING:
     import random

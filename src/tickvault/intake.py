@@ -17,7 +17,7 @@ import structlog
 
 from tickvault.errors import JournalFull
 from tickvault.journal import Fact, Received, boot_id
-from tickvault.state import Notice
+from tickvault.outbox import Notice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from tickvault.state import Outgoing, State
+    from tickvault.outbox import Outgoing
+    from tickvault.state import State
 
 __all__ = ["Notifier"]
 

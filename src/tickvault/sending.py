@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from tickvault.errors import BatchRejected, BatchTooLarge
 from tickvault.letters import letter_of
-from tickvault.state import Notice
+from tickvault.outbox import Notice
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

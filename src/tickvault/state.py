@@ -12,7 +12,6 @@ Laws (docs/durability.md):
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 import uuid
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
 
-from tickvault import deadletters
+from tickvault import deadletters, outbox
 from tickvault.errors import Refused, StateHeld
 from tickvault.model import Gap
 from tickvault.segments import full_disk_translated
@@ -34,8 +33,9 @@ if TYPE_CHECKING:
 
     from tickvault.deadletters import Letter
     from tickvault.model import Rejected
+    from tickvault.outbox import Notice, Outgoing
 
-__all__ = ["Cursor", "Notice", "Outgoing", "State", "View", "open_reader", "read_view"]
+__all__ = ["Cursor", "State", "View", "open_reader", "read_view"]
 
 _log: Final = structlog.get_logger(__name__)
 SCHEMA_VERSION: Final = 1
@@ -68,17 +68,6 @@ CREATE TABLE IF NOT EXISTS redrives (
   PRIMARY KEY (sink, seq, tbl, instrument_key)
 ) STRICT;
 """
-# SQLite takes the other columns from the row that min() found. The lanes are those of Outgoing.lane.
-_HEADS: Final = """
-SELECT min(ord), id, event, sink, body, attempts,
-  max(not_before_ns, iif(event = 'data.stored', coalesce(at_ns + :interval_ns, 0), 0))
-FROM outbox LEFT JOIN notified USING (sink)
-WHERE :wanted IS NULL OR event IN (SELECT value FROM json_each(:wanted))
-  OR event || ':' || sink IN (SELECT value FROM json_each(:wanted))
-GROUP BY substr(event, 1, instr(event, '.')), sink ORDER BY min(ord)
-"""
-
-
 # Written with every transaction: SQLite does not notice a bit that flips in a value.
 _CHECKS: Final = "CREATE TABLE IF NOT EXISTS checks (one INTEGER PRIMARY KEY, crc INTEGER NOT NULL) STRICT;"
 
@@ -106,48 +95,6 @@ class Cursor:
     rewind_to: int | None
     state: str
     detail: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
-    """An event for the webhook, as its cause knows it.
-
-    Attributes:
-        from_ns: earliest time of the data it tells of; `to_ns` the latest.
-        id: None makes a new one; derived events bring theirs.
-    """
-
-    event: str
-    sink: str
-    high_water_seq: int
-    rows: int
-    from_ns: int
-    to_ns: int
-    message: str
-    generation: int = 0
-    id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """An event waiting in the outbox; its `body` is the JSON to be posted.
-
-    Attributes:
-        not_before_ns: wall clock; a pause between two tries, or between two data.stored of a sink, lasts until then.
-    """
-
-    ord: int
-    id: str
-    event: str
-    sink: str
-    body: str
-    attempts: int
-    not_before_ns: int
-
-    @property
-    def lane(self) -> tuple[str, str]:
-        """The family of the event and its sink: what is told in order. A gap's end never overtakes its beginning."""
-        return self.event.partition(".")[0], self.sink
 
 
 class State:
@@ -418,69 +365,33 @@ class State:
     # -- outbox
 
     def _enqueue(self, db: sqlite3.Connection, notice: Notice, now_ns: int) -> None:
-        if self._events is not None and not self._events & {notice.event, f"{notice.event}:{notice.sink}"}:
-            return
-        body = _body(notice, db.execute("SELECT recorder FROM journal").fetchone()[0])
-        if notice.event == "data.stored" and self._merge(db, body):
-            return
-        db.execute(
-            "INSERT OR IGNORE INTO outbox (id, event, sink, body, not_before_ns, attempts) VALUES (?, ?, ?, ?, ?, 0)",
-            (body["id"], notice.event, notice.sink, json.dumps(body), now_ns),
-        )
-
-    @staticmethod
-    def _merge(db: sqlite3.Connection, body: dict[str, object]) -> bool:
-        """Fold a data.stored into the one that waits untried; False when none does."""
-        row = db.execute(
-            "SELECT ord, body FROM outbox WHERE event = 'data.stored' AND sink = ? AND attempts = 0", (body["sink"],)
-        ).fetchone()
-        if row is None:
-            return False
-        waiting = json.loads(row[1])
-        waiting |= {
-            "from": min(waiting["from"], body["from"]),
-            "to": max(waiting["to"], body["to"]),
-            "rows": waiting["rows"] + body["rows"],
-            # After a rewind the newer generation's mark counts, although it is lower.
-            "high_water_seq": body["high_water_seq"]
-            if body["generation"] != waiting["generation"]
-            else max(waiting["high_water_seq"], body["high_water_seq"]),
-            "generation": body["generation"],
-        }
-        db.execute("UPDATE outbox SET body = ? WHERE ord = ?", (json.dumps(waiting), row[0]))
-        return True
+        if self._events is None or self._events & {notice.event, f"{notice.event}:{notice.sink}"}:
+            outbox.put(db, notice, now_ns)
 
     def heads(self) -> list[Outgoing]:
         """Return the first event of every lane, oldest first; kinds that are not wanted any more are passed over."""
-        wanted = None if self._events is None else json.dumps(sorted(self._events))
         with self._lock:
-            rows = self._db.execute(_HEADS, {"interval_ns": self._notify_interval_ns, "wanted": wanted}).fetchall()
-        return [Outgoing(**dict(zip(Outgoing.__slots__, row, strict=True))) for row in rows]
+            return outbox.heads(self._db, interval_ns=self._notify_interval_ns, wanted=self._events)
 
     def mark_attempt(self, outgoing: Outgoing) -> Outgoing:
         """Record that an event is about to be tried, and return it as it is to be sent: its body never changes again."""
         with self._transaction() as db:
-            body, attempts = db.execute(
-                "UPDATE outbox SET attempts = attempts + 1 WHERE ord = ? RETURNING body, attempts", (outgoing.ord,)
-            ).fetchone()
-        return replace(outgoing, body=body, attempts=attempts)
+            return outbox.mark_attempt(db, outgoing)
 
     def postpone(self, outgoing: Outgoing, not_before_ns: int) -> None:
         """Record that an event was not taken, and when it is to be tried again."""
         with self._transaction() as db:
-            db.execute("UPDATE outbox SET not_before_ns = ? WHERE ord = ?", (not_before_ns, outgoing.ord))
+            outbox.postpone(db, outgoing, not_before_ns)
 
     def delivered(self, outgoing: Outgoing, now_ns: int) -> None:
         """Remove an event that its receiver has taken; the interval until its sink's next data.stored begins."""
         with self._transaction() as db:
-            db.execute("DELETE FROM outbox WHERE ord = ?", (outgoing.ord,))
-            if outgoing.event == "data.stored":
-                db.execute("INSERT OR REPLACE INTO notified VALUES (?, ?)", (outgoing.sink, now_ns))
+            outbox.delivered(db, outgoing, now_ns)
 
     def outbox_count(self) -> int:
         """Return how many events wait."""
         with self._lock:
-            return int(self._db.execute("SELECT count(*) FROM outbox").fetchone()[0])
+            return outbox.count(self._db)
 
 
 def _newer(path: Path, version: int) -> Refused:
@@ -554,21 +465,6 @@ def _gap(row: tuple[Any, ...]) -> Gap:
     return replace(gap, planned=bool(gap.planned))
 
 
-def _body(notice: Notice, recorder_id: str) -> dict[str, object]:
-    return {
-        "id": notice.id or str(uuid.uuid4()),
-        "event": notice.event,
-        "sink": notice.sink,
-        "recorder_id": recorder_id,
-        "high_water_seq": notice.high_water_seq,
-        "rows": notice.rows,
-        "from": notice.from_ns,
-        "to": notice.to_ns,
-        "message": notice.message,
-        "generation": notice.generation,
-    }
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """What another process sees of the state, from one read transaction."""
@@ -617,7 +513,7 @@ def read_view(path: Path) -> View | None:
             cursors=tuple(_cursors(db)),
             gaps=_gaps(db),
             dead_letters=db.execute("SELECT count(*) FROM dead_letters").fetchone()[0],
-            outbox=db.execute("SELECT count(*) FROM outbox").fetchone()[0],
+            outbox=outbox.count(db),
         )
     except sqlite3.DatabaseError as exc:
         if "no such table" in str(exc):

@@ -22,7 +22,8 @@ from unruly import Gate
 from tickvault import notify
 from tickvault.errors import JournalFull
 from tickvault.notify import Notifier
-from tickvault.state import Notice, State
+from tickvault.outbox import Notice
+from tickvault.state import State
 from tickvault.testing import MemorySink
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import pytest
 
 from tickvault.errors import JournalFull, Refused, StateHeld
 from tickvault.model import Gap, Rejected
-from tickvault.state import Notice, State, read_view
+from tickvault.outbox import Notice
+from tickvault.state import State, read_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
