@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
+import structlog
+
 from tickvault import prune, salvage, segments, survey
 from tickvault.durable import make_folder
 from tickvault.errors import JournalDamaged, JournalFull
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Committed", "Fact", "Journal", "Received", "boot_id"]
 
+_log: Final = structlog.get_logger(__name__)
 _STEP_BACK_NS: Final = 1_000_000_000  # a clock set back by more is believed, and journalled
 _STALL_NS: Final = 3_000_000_000  # so long without a commit: the process or the machine stood still
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -247,7 +250,7 @@ class Journal:
     def mend(self, path: Path, reason: str) -> tuple[Gap, ...]:
         """Set a damaged segment aside while the recorder runs, and keep what is whole of it; return the gaps.
 
-        The one that is being written to is ended first; the next append begins another.
+        The one that is being written to is ended first; the next append begins another, unless it holds no frame yet.
 
         Raises:
             JournalFull: no room; it is as it was.
@@ -257,7 +260,12 @@ class Journal:
         if self._db is not None and path == self._segment_path():
             self._db.close()
             self._db = None
-        done = mend(path, reason, recorder=self.recorder_id, end_seq=self.last_seq)
+        empty = path == self._segment_path() and self.last_seq < self._segment_first  # and is gone on with
+        try:
+            done = mend(path, reason, recorder=self.recorder_id, end_seq=None if empty else self.last_seq)
+        finally:
+            if empty:
+                self._db = segments.writer(path)
         self._mended.add(path)
         return tuple(self._fold(map(_as_event, done.events))) if done is not None else ()
 
@@ -304,6 +312,8 @@ class Journal:
         if starts and starts[-1].body.get("purpose", RECORD) != RECORD:  # it was down before that already
             down = {name: starts[-1].body[name] for name in down}
         facts = [Fact("lost", body) for body in survey.holes(self._folder, self.last_seq)]
+        if facts:
+            _log.warning("journal.missing", lost=[f"{one.body['from']}-{one.body['to']}" for one in facts])
         facts.append(Fact("start", {**down, "boot": boot_id()}))
         self.ledger, told = survey.ledger(self._folder)
         self._continue_or_begin(paths)

@@ -129,10 +129,11 @@ def _counted(db: sqlite3.Connection, meta: Meta) -> tuple[Meta, int | None, int,
     return meta, *segments.tail(db), held
 
 
-def _extent(db: sqlite3.Connection, _: Meta) -> tuple[int, int] | None:
-    """Return the last seq and the number of frames, None if there is none."""
+def _extent(db: sqlite3.Connection, lost: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """Return the last seq and the number of frames but for those that count as lost, None if there is no frame."""
     last, count = db.execute("SELECT max(seq), count(*) FROM frames").fetchone()
-    return (last, count) if count else None
+    here = "SELECT count(*) FROM frames WHERE seq BETWEEN ? AND ?"
+    return (last, count - sum(db.execute(here, one).fetchone()[0] for one in lost)) if count else None
 
 
 def _look(path: Path, use: Callable[[sqlite3.Connection, Meta], _T]) -> _T | None:
@@ -164,16 +165,23 @@ def verify(folder: Path, *, running: bool, head_seq: int = 0) -> Iterator[str]:
     lost: Sequence[tuple[int, int]] = ()
     with suppress(JournalDamaged, Refused):
         lost = lost_ranges(folder)
+        previous = 0
+        for one in archive.pruned(folder):
+            for low, high in _unexplained(previous + 1, one.first_seq - 1, lost):
+                yield f"frames {low} to {high} are missing: {archive.NAME} does not say that they were pruned"
+            previous = max(previous, one.last_seq)
     for path in paths:
         try:
-            found = _look(path, _extent)
+            found = _look(path, lambda db, _: _extent(db, lost))
         except (JournalDamaged, Refused):
             unread = True  # told above
             continue
         if found is None:
+            if not path.exists():  # pruned meanwhile
+                previous = None
             continue
         last, count = found
-        begin = int(path.stem) if previous is None else previous + 1
+        begin = int(path.stem) if previous is None else min(previous + 1, int(path.stem))
         explained = sum(max(0, min(high, last) - max(low, begin) + 1) for low, high in lost)
         if last - begin + 1 != count + explained:
             yield f"{path.name}: {last - begin + 1 - count - explained} frames between {begin} and {last} are missing"
@@ -196,32 +204,30 @@ def lost_ranges(folder: Path) -> list[tuple[int, int]]:
 
 
 def holes(folder: Path, last_seq: int) -> list[dict[str, object]]:
-    """Return, as bodies of `lost` events, the ranges between segments that nothing explains yet.
+    """Return, as bodies of `lost` events, the ranges from 1 on that are in no segment and that nothing explains yet.
 
     Args:
         folder: the journal folder; every segment has been looked at.
         last_seq: the last seq that may have been used.
     """
     previous, previous_ns = 0, 0
-    for one in archive.pruned(folder):
-        previous, previous_ns = one.last_seq, one.to_ns
     found: list[dict[str, object]] = []
     lost = lost_ranges(folder)
-    ends = [(int(path.stem), *end) for path in segments.paths(folder) if (end := _look(path, _end)) is not None]
-    if ends and not previous:
-        previous = ends[0][0] - 1
-    for first_seq, begun_ns, seq, last_ns in [*ends, (last_seq + 1, 0, None, 0)]:
+    ends = [(one.first_seq, one.from_ns, one.last_seq, one.to_ns) for one in archive.pruned(folder)]
+    ends += [(int(path.stem), *end) for path in segments.paths(folder) if (end := _look(path, _end)) is not None]
+    for first_seq, begun_ns, seq, last_ns in [*ends, (last_seq + 1, 0, last_seq, 0)]:
         for low, high in _unexplained(previous + 1, first_seq - 1, lost):
             body: dict[str, object] = {"from": low, "to": high, "reason": "missing from the journal at start"}
-            if begun_ns and previous_ns:
-                body |= {"from_ns": previous_ns, "to_ns": begun_ns}
+            if begun_ns:
+                body |= {"from_ns": previous_ns or begun_ns, "to_ns": begun_ns}
             found.append(body)
-        previous, previous_ns = max(previous, seq or first_seq - 1), last_ns or begun_ns or previous_ns
+        previous, previous_ns = max(previous, seq), last_ns or begun_ns or previous_ns
     return found
 
 
-def _end(db: sqlite3.Connection, meta: Meta) -> tuple[int, int | None, int]:
-    return meta.begun_ns, *segments.tail(db)
+def _end(db: sqlite3.Connection, meta: Meta) -> tuple[int, int, int]:
+    seq, last_ns = segments.tail(db)
+    return meta.begun_ns, seq or meta.first_seq - 1, last_ns
 
 
 def _unexplained(low: int, high: int, lost: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -306,6 +306,21 @@ def test_definitions_of_a_segment_set_aside_are_found_where_they_were_carried(ho
     assert chunks(home.folder, 3)[-1].definitions["A"].symbol == "three"
 
 
+def test_a_segment_without_frames_that_is_mended_while_it_is_written_keeps_its_facts(home: Home) -> None:
+    """The next append goes on in it, instead of beginning another of the same name."""
+    home.journal.append([received(1)])
+    home.close()
+    home.open()
+    home.journal.append([Fact("conn", {"conn": 7, "state": "open"})])
+    before = list(survey.events(home.folder, ("start", "conn")))
+    [*_, path] = segments.paths(home.folder)
+    home.journal.mend(path, "found by a reader")
+    home.journal.append([received(2)])
+    assert list(survey.events(home.folder, ("start", "conn"))) == before
+    assert [frame.seq for frame in frames_of(home.folder)] == [1, 2]
+    assert list(survey.verify(home.folder, running=True, head_seq=2)) == []
+
+
 def test_frames_missing_without_a_reason_are_damage(home: Home) -> None:
     """Dense or explained: a reader does not step over anything else, and verify says what is missing."""
     home.append(1, 2, 3, 4)

@@ -295,6 +295,53 @@ def test_damage_in_what_was_kept_is_found(vault: Vault) -> None:
     assert found > 20
 
 
+@pytest.mark.parametrize("state_lost", [False, True])
+@pytest.mark.parametrize("gone", ["oldest", "all", "facts", "facts emptied", "facts begun anew"])
+def test_what_nothing_accounts_for_is_lost(vault: Vault, gone: str, *, state_lost: bool) -> None:
+    """Every number from 1 on is in a segment, was pruned, or is lost: a missing beginning is no beginning."""
+    fill(vault, 12)
+    vault.deliver(2)
+    if gone.startswith("facts"):
+        deliver(vault)
+        assert removed(vault) == 2
+    vault.drop()
+    facts_path = vault.folder / archive.NAME
+    for path in {"oldest": segments.paths(vault.folder)[:1], "all": segments.paths(vault.folder)}.get(gone, []):
+        for one in vault.folder.glob(f"{path.name}*"):
+            one.unlink()
+    if gone != "facts emptied":
+        facts_path.unlink(missing_ok=True)
+    else:
+        facts_path.write_bytes(b"")
+    if gone == "facts begun anew":  # by a recorder that was running
+        vault.open()
+        vault.journal.max_segment_frames = 4
+        fill(vault, 8)
+        deliver(vault)
+        assert removed(vault) > 1
+        vault.drop()
+    if gone != "all":
+        assert any("are missing" in line for line in survey.verify(vault.folder, running=False)) == (
+            gone != "facts begun anew"
+        )
+    if state_lost and gone != "all":  # of a folder with neither nothing is known
+        vault.lose_state()
+    vault.open()
+    expected = {"oldest": (1, 4), "all": (1, 12)}.get(gone, (1, 8))
+    assert survey.lost_ranges(vault.folder) == [expected]
+    assert list(survey.verify(vault.folder, running=True, head_seq=vault.journal.last_seq)) == []
+    assert [gap.detail for gap in vault.journal.gaps if gap.reason == "lost"]
+
+
+def test_frames_that_count_as_lost_and_are_still_there_are_no_damage(vault: Vault) -> None:
+    """A crash came between telling what is removed to make room, and removing it."""
+    fill(vault, 12)
+    body = prune.oldest(vault.folder, vault.state, ["parquet"])
+    assert body is not None
+    vault.journal.append([Fact("lost", body)])
+    assert list(survey.verify(vault.folder, running=True, head_seq=12)) == []
+
+
 def test_a_full_disk_prunes_what_needs_no_room(vault: Vault) -> None:
     """`bytes_wanted` stops as soon as that is freed."""
     fill(vault, 12)
