@@ -74,8 +74,9 @@ def keep(path: Path, sinks: Collection[str]) -> Pruned:
         sinks: which have stored all of it.
 
     Raises:
-        JournalDamaged: it is not whole as far as it is read here.
+        JournalDamaged: it, or what was kept before, is not whole as far as it is read here.
         JournalFull: no room.
+        Refused: a newer version of tickvault wrote what was kept before.
     """
     first_seq, rows = int(path.stem), []
     with segments.reading(path) as db:
@@ -96,7 +97,7 @@ def keep(path: Path, sinks: Collection[str]) -> Pruned:
 
 
 def _store(path: Path, spans: Sequence[tuple[Any, ...]], rows: Sequence[tuple[Any, ...]]) -> None:
-    with segments.full_disk_translated(), closing(_writer(path)) as db:
+    with segments.full_disk_translated(), segments.damage_named(path), closing(_writer(path)) as db:
         db.execute("BEGIN IMMEDIATE")
         db.executemany(
             "INSERT OR REPLACE INTO facts (first_seq, id, after_seq, at_ns, boot_ns, kind, body, crc)"
@@ -107,6 +108,7 @@ def _store(path: Path, spans: Sequence[tuple[Any, ...]], rows: Sequence[tuple[An
         counts = db.execute("SELECT (SELECT count(*) FROM segments), (SELECT count(*) FROM facts)").fetchone()
         db.execute("DELETE FROM head")
         db.execute("INSERT INTO head VALUES (?, ?, ?, ?)", (_VERSION, *counts, _crc((_VERSION, *counts))))
+        db.execute(f"PRAGMA user_version = {_VERSION}")
         db.execute("COMMIT")
 
 
@@ -171,12 +173,12 @@ def events(
 
 
 def verify(folder: Path) -> Iterator[str]:
-    """Yield what is damaged, in words; nothing if all is whole, or nothing was ever pruned."""
+    """Yield what is damaged or cannot be read, in words; nothing if all is whole, or nothing was ever pruned."""
     try:
         pruned(folder)
         for _ in events(folder):
             pass
-    except JournalDamaged as exc:
+    except (JournalDamaged, Refused) as exc:
         yield str(exc)
 
 
@@ -226,6 +228,7 @@ def _writer(path: Path) -> sqlite3.Connection:
         db.execute(f"PRAGMA page_size = {pages.PAGE_SIZE}")
         db.execute("PRAGMA journal_mode = TRUNCATE")
         db.execute("PRAGMA synchronous = EXTRA")
+        _check_version(db, path)
         if not db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             sync_folder(path.parent)
@@ -249,6 +252,7 @@ def _reading(folder: Path, table: str, sql: str, *values: str) -> Iterator[list[
     ):
         db.execute("PRAGMA query_only = 1")
         db.execute("BEGIN")
+        _check_version(db, path)
         if not db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             yield []  # a crash while it was begun
             return
@@ -256,12 +260,16 @@ def _reading(folder: Path, table: str, sql: str, *values: str) -> Iterator[list[
         rows = db.execute(sql, values).fetchall()
         if head[3] not in (None, _crc(head[:3])) or len(rows) != head[1 if table == "segments" else 2]:
             raise _damaged(folder, "rows are missing")
-        if head[0] > _VERSION:
-            raise Refused(
-                f"{path} was written by a newer tickvault (version {head[0]}, this one knows {_VERSION}); "
-                "upgrade this installation, or use another TICKVAULT_DATA_DIR"
-            )
         yield rows
+
+
+def _check_version(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse a newer version's file before anything of it is looked at: what it is made of is not known here."""
+    if (version := db.execute("PRAGMA user_version").fetchone()[0]) > _VERSION:
+        raise Refused(
+            f"{path} was written by a newer tickvault (version {version}, this one knows {_VERSION}); "
+            "upgrade this installation, or use another TICKVAULT_DATA_DIR"
+        )
 
 
 def _unpacks(packed: object) -> bool:
