@@ -112,7 +112,7 @@ class Bench:
         self.room = Room(
             self.vault.folder, self.vault.state, self.intake, sinks=["parquet"], retain_s=10**6,
             reserve=DiskReserve(percent=None, bytes=4 * MB), drop_oldest=drop_oldest, roll=self.roll,
-            journal_fact=self.fact, wall_ns=lambda: AT_NS,
+            journal_fact=self.fact, mend=self.mend, wall_ns=lambda: AT_NS,
         )  # fmt: skip
 
     async def roll(self) -> None:
@@ -120,6 +120,9 @@ class Bench:
 
     async def fact(self, fact: Fact) -> None:
         self.vault.journal.append([fact])
+
+    async def mend(self, path: Path, reason: str) -> None:
+        self.vault.journal.mend(path, reason)
 
     def fill(self) -> int:
         """Append until less than the reserve is free; return how many frames."""

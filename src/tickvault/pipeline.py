@@ -349,6 +349,7 @@ class Recorder:
             drop_oldest=self._settings.disk_full is DiskFull.DROP_OLDEST,
             roll=stage.roll,
             journal_fact=stage.in_journal,
+            mend=stage.mend,
             wall_ns=self._wall_ns,
         )
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from tickvault import prune
-from tickvault.errors import JournalDamaged, JournalFull
+from tickvault import prune, survey
+from tickvault.errors import JournalDamaged, JournalFull, Refused
 from tickvault.intake import disk_notice
 from tickvault.journal import Fact
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
     from pathlib import Path
 
+    from tickvault.errors import TickvaultError
     from tickvault.intake import Intake
     from tickvault.settings import DiskReserve
     from tickvault.state import State
@@ -30,6 +32,7 @@ __all__ = ["Room"]
 
 _log: Final = structlog.get_logger(__name__)
 _PRUNE_S: Final = 60.0
+_STANDS_IN_THE_WAY: Final = (JournalDamaged, JournalFull, Refused)
 _LOOK_S: Final = 1.0
 _MORE: Final = 1.05  # times the reserve must be free before intake goes on: it is not to stop again at once
 
@@ -47,6 +50,7 @@ class Room:
         drop_oldest: whether to remove what is not delivered rather than to stand still.
         roll: ends the segment that is being written, so that it may go when it is delivered.
         journal_fact: commits a fact.
+        mend: replaces a damaged file of the journal by what is whole in it.
         wall_ns: UTC wall clock in ns.
     """
 
@@ -62,6 +66,7 @@ class Room:
         drop_oldest: bool,
         roll: Callable[[], Awaitable[None]],
         journal_fact: Callable[[Fact], Awaitable[None]],
+        mend: Callable[[Path, str], Awaitable[None]],
         wall_ns: Callable[[], int],
     ) -> None:
         self._folder = folder
@@ -73,6 +78,7 @@ class Room:
         self._drop_oldest = drop_oldest
         self._roll = roll
         self._journal_fact = journal_fact
+        self._mend = mend
         self._wall_ns = wall_ns
         self._low = False
 
@@ -82,11 +88,11 @@ class Room:
         prune_s = loop.time()
         while True:
             if loop.time() >= prune_s:
-                await asyncio.to_thread(self._prune, before_ns=self._wall_ns() - self._retain_ns)
+                await self._prune(before_ns=self._wall_ns() - self._retain_ns)
                 prune_s = loop.time() + _PRUNE_S
             try:
                 await self.look()
-            except (JournalFull, JournalDamaged) as exc:
+            except _STANDS_IN_THE_WAY as exc:
                 _log.warning("disk.no_room_made", error=str(exc))
             await asyncio.sleep(_LOOK_S)
 
@@ -102,7 +108,7 @@ class Room:
             self._low = True
             await asyncio.to_thread(self._tell, missing)
             await self._roll()
-        await asyncio.to_thread(self._prune, before_ns=None, bytes_wanted=missing)
+        await self._prune(before_ns=None, bytes_wanted=missing)
         if (missing := await asyncio.to_thread(self._missing)) and self._drop_oldest:
             await self._drop()
             missing = await asyncio.to_thread(self._missing)
@@ -123,24 +129,36 @@ class Room:
             notice = disk_notice(text, recorder_id=row[0], seq=row[1], at_ns=self._wall_ns())
             self._state.put_gaps([], notices=[notice], now_ns=self._wall_ns())
 
-    def _prune(self, *, before_ns: int | None, bytes_wanted: int | None = None) -> None:
-        """Remove delivered segments."""
+    async def _prune(self, *, before_ns: int | None, bytes_wanted: int | None = None) -> None:
+        """Remove delivered segments; a damaged one that stands in the way is replaced, and goes the next time."""
         try:
-            freed = prune.prune(self._folder, self._state, self._sinks, before_ns=before_ns, bytes_wanted=bytes_wanted)
-        except (JournalDamaged, JournalFull) as exc:
-            _log.warning("journal.not_pruned", error=str(exc))
+            freed = await asyncio.to_thread(
+                prune.prune, self._folder, self._state, self._sinks, before_ns=before_ns, bytes_wanted=bytes_wanted
+            )
+        except _STANDS_IN_THE_WAY as exc:
+            await self._not_pruned(exc)
             return
         if freed.segments:
             _log.info("journal.pruned", segments=freed.segments, bytes=freed.bytes, first_seq=freed.first_seq)
 
+    async def _not_pruned(self, exc: TickvaultError) -> None:
+        _log.warning("journal.not_pruned", error=str(exc))
+        if isinstance(exc, JournalDamaged) and exc.path is not None:
+            with suppress(*_STANDS_IN_THE_WAY):
+                await self._mend(exc.path, str(exc))
+
     async def _drop(self) -> None:
-        """Remove the oldest segment that is not delivered; what is lost is journalled first."""
-        if (lost := await asyncio.to_thread(prune.oldest, self._folder, self._state, self._sinks)) is None:
+        """Remove the oldest segment that is not delivered; what is lost is journalled first, once."""
+        try:
+            lost = await asyncio.to_thread(prune.oldest, self._folder, self._state, self._sinks)
+            if lost is None:
+                return
+            low, high = int(str(lost["from"])), int(str(lost["to"]))
+            told = await asyncio.to_thread(survey.lost_ranges, self._folder)
+            if not any(begin <= low and high <= end for begin, end in told):
+                await self._journal_fact(Fact("lost", lost))
+            freed = await asyncio.to_thread(prune.prune, self._folder, self._state, (), before_ns=None, up_to_seq=high)
+        except _STANDS_IN_THE_WAY as exc:
+            await self._not_pruned(exc)
             return
-        await self._journal_fact(Fact("lost", lost))
-        freed = await asyncio.to_thread(
-            prune.prune, self._folder, self._state, (), before_ns=None, up_to_seq=int(str(lost["to"]))
-        )
-        _log.warning(
-            "journal.dropped", frames=int(str(lost["to"])) - int(str(lost["from"])) + 1, first_seq=freed.first_seq
-        )
+        _log.warning("journal.dropped", frames=high - low + 1, first_seq=freed.first_seq)
