@@ -30,7 +30,7 @@ audit: $(VENV)/dev.stamp  ## known vulnerabilities of the locked versions; asks 
 folder: $(VENV)/dev.stamp  ## record the data folder of this version that the tests open
 	$(BIN)/python tools/record_folder.py
 
-bench: $(VENV)/bench.stamp  ## benchmarks, with the peers they compare with
+bench: build/peers/stamp  ## benchmarks, with the peers they compare with
 	$(BIN)/python tools/fetch_servers.py
 	$(BIN)/python -m benchmarks
 
@@ -73,6 +73,8 @@ $(VENV)/dev.stamp: requirements-dev.lock $(VENV)/run.stamp
 	$(INSTALL) requirements-dev.lock
 	@touch $@
 
-$(VENV)/bench.stamp: requirements-bench.lock $(VENV)/dev.stamp
-	$(INSTALL) requirements-bench.lock
+# Beside the environment, not in it: numpy alone, once there, is imported by every recorder.
+build/peers/stamp: requirements-bench.lock $(VENV)/dev.stamp
+	rm -rf build/peers
+	$(INSTALL) requirements-bench.lock --target build/peers
 	@touch $@

@@ -2,12 +2,15 @@
 
 The official SDK decodes with `MessageToDict`; here that is fed ready frames, without its socket. `influxdb-client` gets a
 `Point` a row and has its batching writer encode them, without a server; `questdb` fills its buffer from rows, as an encoder.
-The rows of both are those of our tables, already decoded. They are installed for this only: `make bench` does that.
+The rows of both are those of our tables, already decoded. They are installed for this only, by `make bench`, beside the
+environment.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.json_format import MessageToDict
@@ -31,6 +34,7 @@ _UPDATES: Final = 2_000
 def rows(_: object) -> list[Row]:
     """Measure those that are installed."""
     one_core()
+    sys.path.append(str(Path("build/peers").resolve()))
     of = frames(200, updates=_UPDATES)
     payloads = of.payloads
     ticks = decode(of.frames, recorder_id="0123456789ab", definitions=definitions()).tables["ticks"].to_pylist()

@@ -14,19 +14,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["influxd"]
+__all__ = ["free_port", "influxd"]
 
 _BINARY = Path(__file__).parent.parent / ".servers/influxdb/usr/bin/influxd"
+
+
+def free_port() -> int:
+    """Return a port that nobody listened on a moment ago."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 @contextmanager
 def influxd(folder: Path) -> Iterator[str]:
     """Run the server with its files in `folder`; yield its URL."""
     folder.mkdir(parents=True)
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        http, rpc = one.getsockname()[1], other.getsockname()[1]
+    http, rpc = free_port(), free_port()
     config = folder / "influxdb.conf"
     config.write_text(
         f'reporting-disabled = true\nbind-address = "127.0.0.1:{rpc}"\n[meta]\ndir = "{folder}/meta"\n[data]\n'

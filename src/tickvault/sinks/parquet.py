@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tickvault.model import Batch
 
-__all__ = ["STORED", "DataFile", "FileSystem", "ParquetSink", "ParquetStore", "boundary", "counting"]
+__all__ = ["STORED", "DataFile", "FileSystem", "ParquetSink", "ParquetStore", "boundary", "counting", "recurring"]
 
 STORED: Final = (
     "ticks",
@@ -65,7 +65,7 @@ class FileSystem:
     def write_table(self, path: Path, table: pa.Table) -> None:
         """Write and fsync a file, then read its footer back."""
         with open(path, "wb", opener=_private) as file:
-            pq.write_table(table, file, compression="zstd", use_dictionary=_recurring(table.schema))
+            pq.write_table(table, file, compression="zstd", use_dictionary=recurring(table.schema))
             file.flush()
             os.fsync(file.fileno())
         stored = pq.read_metadata(path).num_rows
@@ -252,7 +252,7 @@ def _parts(batch: Batch) -> Iterator[tuple[str, dt.date, pa.Table]]:
                 yield name, date, rows
 
 
-def _recurring(schema: pa.Schema) -> list[str]:
+def recurring(schema: pa.Schema) -> list[str]:
     """Return the Parquet columns whose values recur."""
     columns = [field for field in schema if field.name not in _UNIQUE]
     return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in columns]
