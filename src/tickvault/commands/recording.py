@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import structlog
 import typer
 
-from tickvault import logs, render
+from tickvault import logs, memory, render
 from tickvault.brokers.upstox.token_files import stored_token
 from tickvault.commands import day
 from tickvault.commands.options import Config, DataDir, Duration, EnvFile, configure_logs, settings_of
@@ -173,6 +173,7 @@ def _until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, _T]]) -> 
                 raise typer.Exit(128 + signals[-1]) from None
             raise
 
+    memory.settle()
     try:
         return asyncio.run(supervised())
     except BaseExceptionGroup as group:
