@@ -63,7 +63,7 @@ class _File:
     """Appends frames to a file, as a recorder without a journal would."""
 
     def __init__(self, path: Path, *, sync: bool) -> None:
-        self.last_seq = 0
+        self.recorder_id, self.last_seq = "0" * 12, 0
         self._file = path.open("ab", buffering=0)
         self._sync = sync
 
