@@ -19,7 +19,7 @@ def settle() -> None:
     """Hold memory to what is used, and the event loop from standing still for the garbage collector.
 
     Decoding goes through several threads. With an arena of its own for each, and a pool of Arrow's beside them, every
-    one keeps room for the largest batch that it ever had: two arenas and one allocator take a third less.
+    one keeps room for the largest batch that it ever had.
     What is imported by now stays: a full collection would go through it each time, for 30 ms.
     """
     with suppress(OSError, AttributeError):  # other libraries than glibc have no arenas
