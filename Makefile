@@ -14,7 +14,7 @@ demo: $(VENV)/run.stamp  ## simulator → journal → Parquet, no credentials
 
 test: $(VENV)/dev.stamp  ## all tests, with the real servers
 	$(BIN)/python tools/fetch_servers.py
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/dev.stamp  ## format, lint, types, import contracts, security lint
 	$(BIN)/ruff format --check .
