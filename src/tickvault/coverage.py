@@ -16,6 +16,7 @@ __all__ = ["COVERAGE_SQL", "register"]
 
 # A gap of the recorder concerns every instrument; one of a connection, or of a segment on it, concerns those that it
 # carries, and all of which nothing says what carries them. A segment's subject names the connection unless it is the first.
+# What waits for the master list concerns the instruments of its segment that nothing has come of by then.
 # An open gap lasts to the end of what is asked. Ticks count by when they were received, as gaps do.
 COVERAGE_SQL: Final = r"""
 CREATE OR REPLACE MACRO coverage(wanted, since, until) AS TABLE
@@ -32,11 +33,13 @@ WITH asked AS (
 ), missing AS (
   SELECT greatest(opened_at, asked_from) AS gap_from, least(coalesce(closed_at, asked_to), asked_to) AS gap_to,
     scope, subject, reason, planned, detail
-  FROM told, asked
+  FROM told, asked, seen
   WHERE opened_at < asked_to AND coalesce(closed_at, asked_to) > asked_from
     AND (scope = 'recorder'
       OR (scope = 'instrument' AND subject = asked.instrument_key)
-      OR (scope IN ('connection', 'segment')
+      OR (reason = 'not_subscribed' AND subject = split_part(asked.instrument_key, '|', 1)
+        AND coalesce(first_tick >= least(closed_at, asked_to), true))
+      OR (scope IN ('connection', 'segment') AND reason <> 'not_subscribed'
         AND (scope = 'connection' OR segment IN ('', split_part(asked.instrument_key, '|', 1)))
         AND coalesce((
           SELECT bool_or(c.subject = told.connection) FROM journal_tail.carried c

@@ -34,6 +34,7 @@ from tickvault.brokers.upstox.renewal import next_session
 from tickvault.brokers.upstox.selector import Selector, Typed, session_date
 from tickvault.brokers.upstox.sockets import OfSocket, Sockets
 from tickvault.brokers.upstox.tokens import Tokens
+from tickvault.brokers.upstox.waits import Waits
 from tickvault.datafolder import DataFolder
 from tickvault.delivery import Delivery
 from tickvault.errors import JournalFull, Refused
@@ -271,6 +272,11 @@ class Recorder:
         api = UpstoxApi(upstox.api_url, stage.session)
         rate = RememberedLimit(stage.folder.path / "authorize.json", wall_ns=self._wall_ns)
         numbers, evictions = itertools.count(stage.journal.last_conn + 1), Evictions()
+        waits = Waits(stage.intake)
+
+        async def before_subscribe(subscriptions: tuple[Subscription, ...]) -> None:
+            await definitions.bring_into_force(subscriptions)
+            await waits.end(selector.unlisted)
 
         def open_feed(socket: int, subscriptions: Callable[[], Awaitable[tuple[Subscription, ...]]]) -> Feed:
             return Feed(
@@ -278,7 +284,7 @@ class Recorder:
                 tokens=tokens,
                 subscriptions=subscriptions,
                 inbox=OfSocket(stage.choice.tap, socket),
-                before_subscribe=definitions.bring_into_force,
+                before_subscribe=before_subscribe,
                 session=stage.session,
                 clock_ns=self._wall_ns,
                 random=self._rng,
@@ -292,7 +298,7 @@ class Recorder:
             )
 
         market = MarketCalendar(upstox.api_url, stage.folder.path, stage.session, wall_ns=self._wall_ns)
-        return Sockets(selector, open_feed), definitions, _CalendarKeeper(market, tokens, stage)
+        return Sockets(selector, open_feed, waits), definitions, _CalendarKeeper(market, tokens, stage)
 
     async def _open_deliveries(self, stack: AsyncExitStack, stage: _Stage) -> list[Delivery]:
         cursors = Cursors(stage.journal, stage.state, stage.folder.journal)

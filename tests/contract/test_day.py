@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -382,3 +383,61 @@ def test_coverage_tells_the_gaps_of_two_sockets_apart(vault: Vault) -> None:
     assert [row[5] for row in covered(vault, OTHER)] == [*second, "feed 2 70"]
     unknown = ["feed 0", "feed 30", "feed 2 40", "NSE_EQ 46", "NSE_EQ feed 2 48", "feed 2 70"]
     assert [row[5] for row in covered(vault, "NSE_EQ|C")] == unknown
+
+
+def waiting(at_s: float, state: str = "waiting") -> Fact:
+    return fact("watch", at_s, state=state, segments=["NSE_FO"], detail="chain:NIFTY:1 waits for the master list")
+
+
+def both_trade(vault: Vault) -> None:
+    """Both segments trade for 100 s."""
+    span = ((AT_NS + 10 * S, AT_NS + 110 * S),)
+    known = Sessions(from_ns=MIDNIGHT - S, to_ns=AFTER + S, windows={"NSE_EQ": span, "NSE_FO": span})
+    vault.journal.append([fact("calendar", 0, **known.body())])
+
+
+def test_what_waited_for_the_master_list_is_missing(vault: Vault) -> None:
+    """Of its segment and of no other, in the verdict and in the coverage of its instruments."""
+    both_trade(vault)
+    vault.journal.append([waiting(0.5)])
+    subscribe(vault, KEY)
+    trade(vault, 1.5, 60)
+    vault.journal.append([fact("sub", 70, conn=1, keys=["NSE_FO|1", "NSE_FO|2"]), waiting(70, "resolved")])
+    trade(vault, 71, 112, KEY, "NSE_FO|1", "NSE_FO|2")
+    vault.journal.append([fact("stop", 112)])
+    deliver(vault)
+    one = look(vault)
+    assert one.why == ("60.0 s not_subscribed",)
+    assert [(part.segment, part.session_s, part.recorded_s) for part in one.segments] == [
+        ("NSE_EQ", 100.0, 100.0),
+        ("NSE_FO", 100.0, 40.0),
+    ]
+    gap = Gap(
+        scope="segment",
+        subject="NSE_FO",
+        opened_ns=AT_NS + 10 * S,
+        closed_ns=AT_NS + 70 * S,
+        reason="not_subscribed",
+        planned=False,
+        detail="",
+    )
+    vault.state.put_gaps([gap])
+    assert [row[4:] for row in covered(vault, "NSE_FO|1")] == [(60.0, "not_subscribed")]
+    vault.state.put_gaps([replace(gap, subject="NSE_EQ")])
+    assert [row[4:] for row in covered(vault, KEY)] == [(None, None)], "it was served meanwhile"
+
+
+def test_what_waits_all_day_is_missing_all_day(vault: Vault) -> None:
+    """Though nothing of its segment was ever subscribed to."""
+    both_trade(vault)
+    vault.journal.append([waiting(0.5)])
+    subscribe(vault, KEY)
+    trade(vault, 1.5, 112)
+    vault.journal.append([fact("stop", 112)])
+    deliver(vault)
+    one = look(vault)
+    assert one.why == ("100.0 s not_subscribed",)
+    assert [(part.segment, part.recorded_s, part.keys) for part in one.segments] == [
+        ("NSE_EQ", 100.0, 1),
+        ("NSE_FO", 0.0, 0),
+    ]

@@ -21,7 +21,8 @@ from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.brokers.upstox.selector import Selector, Typed
 from tickvault.brokers.upstox.sockets import OfSocket, Sockets
 from tickvault.brokers.upstox.tokens import StaticToken
-from tickvault.errors import TokenRefused
+from tickvault.brokers.upstox.waits import Waits
+from tickvault.errors import FeedUnavailable, TokenRefused
 from tickvault.model import Mode
 from tickvault.selections import parse_selections
 from tickvault.simulator.server import Simulator
@@ -70,8 +71,10 @@ class Running:
         tokens, api = StaticToken("t"), UpstoxApi(simulator.url, session)
         numbers, unlimited = itertools.count(1), RateLimit(calls=60)
 
+        waits = Waits(self.inbox)
+
         async def before(_subscriptions: tuple[Subscription, ...]) -> None:
-            pass
+            await waits.end(self.selector.unlisted)
 
         url = f"{simulator.url}/market-quote/instruments/exchange/complete.json.gz"
         self.selector = Selector(
@@ -96,7 +99,7 @@ class Running:
                 rate=rate or unlimited,
             )
 
-        self.sockets = Sockets(self.selector, open_feed)
+        self.sockets = Sockets(self.selector, open_feed, waits)
 
 
 @pytest.fixture
@@ -159,6 +162,40 @@ async def test_strikes_join_the_open_connection(session: aiohttp.ClientSession, 
         await until(lambda: len(one.inbox.keys.get(1, ())) == 3 + 2 * 5, "the window is served")
         assert [len(body["keys"]) for body in one.inbox.of("sub")] == [3, 10]
         assert len(one.inbox.of("conn", "open")) == 1
+
+
+async def test_what_waits_for_the_master_list_is_told(
+    session: aiohttp.ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is opened; and that it waits no longer not before what came of it is being subscribed to."""
+    refresh, down = InstrumentList.refresh, [True]
+
+    async def maybe(self: InstrumentList) -> bool:
+        if down[0]:
+            raise FeedUnavailable("503")
+        return await refresh(self)
+
+    monkeypatch.setattr(InstrumentList, "refresh", maybe)
+    monkeypatch.setattr(Selector, "pause_s", 0.05)
+    async with (
+        Simulator(SimulatorSettings(instruments=400, updates_per_second=200.0)) as simulator,
+        running(simulator, session, tmp_path, "NSE_EQ|INE002A01018", "future:NIFTY:1") as one,
+    ):
+        await until(lambda: one.inbox.of("sub"), "the key is subscribed to")
+        assert one.inbox.facts[0] == (
+            "watch",
+            {
+                "state": "waiting",
+                "segments": ["NSE_FO"],
+                "detail": "future:NIFTY:1 waits for the master list",
+            },
+        )
+        down[0] = False
+        assert one.selector._master is not None
+        await one.selector._master.refresh()
+        await until(lambda: len(one.inbox.of("sub")) == 2, "the future is subscribed to")
+        assert one.inbox.of("watch", "resolved") == [{"state": "resolved", "segments": ["NSE_FO"]}]
+        assert len(one.inbox.of("watch", "waiting")) == 1
 
 
 async def test_growth_opens_a_second_socket_and_a_morning_drops_what_left(

@@ -70,7 +70,19 @@ BODIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "watch": st.fixed_dictionaries(
         {
             "state": st.sampled_from(
-                ("silent", "fresh", "brown_out", "usual", "refused", "served", "missing", "delivering", "?")
+                [
+                    "silent",
+                    "fresh",
+                    "brown_out",
+                    "usual",
+                    "refused",
+                    "served",
+                    "waiting",
+                    "resolved",
+                    "missing",
+                    "delivering",
+                    "?",
+                ]
             ),
             "keys": INSTRUMENTS,
         },

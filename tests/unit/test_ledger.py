@@ -622,3 +622,39 @@ def test_the_page_has_the_table_of_the_code() -> None:
     assert rows in text, f"expected in docs/gaps.md:\n{rows}"
     section = text.partition("## What it is made from")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) == set(KINDS)
+
+
+def test_what_waits_for_the_master_list_is_missing_since_the_start() -> None:
+    """Whatever the first connection serves meanwhile; and in a session from when it is told."""
+    start = [START[0], watched(10.5, "waiting", "NSE_FO", "NSE_INDEX", detail="chain:NIFTY:1"), *START[1:]]
+    over = [sub(60, 1, FO), watched(60, "resolved", "NSE_FO", "NSE_INDEX")]
+    assert gaps_of(*start, *over) == [
+        ("connection", "feed", "disconnected", 10, 11),
+        ("segment", "NSE_FO", "not_subscribed", 10, 60),
+        ("segment", "NSE_INDEX", "not_subscribed", 10, 60),
+    ]
+    events = [*start, *over, watched(70, "waiting", "NSE_FO")]
+    assert gaps_of(*events)[3:] == [("segment", "NSE_FO", "not_subscribed", 70, None)]
+    assert states(intervals(events, 11 * S, 80 * S, segment="NSE_FO")) == [
+        ("not_subscribed", 11, 60),
+        ("recorded", 60, 70),
+        ("not_subscribed", 70, 80),
+    ]
+    assert states(intervals(events, 11 * S, 80 * S, segment="NSE_EQ")) == [("recorded", 11, 80)]
+
+
+@pytest.mark.parametrize("end", [beat("stop", 50), beat("start", 55, last_ns=50 * S)])
+def test_what_waits_ends_with_the_recorder(end: Event) -> None:
+    """Stopped or killed; the next run tells it anew."""
+    events = [*START, watched(20, "waiting", "NSE_FO"), end]
+    assert ("segment", "NSE_FO", "not_subscribed", 20, 50) in gaps_of(*events)
+
+
+def test_a_segment_that_sends_nothing_says_more_than_one_of_which_some_waits() -> None:
+    """One gap a subject; what is left of the other comes back behind it."""
+    events = [*START, watched(20, "waiting", "NSE_EQ"), watched(30, "silent", "NSE_EQ"), watched(40, "fresh", "NSE_EQ")]
+    assert gaps_of(*events, watched(50, "resolved", "NSE_EQ"))[1:] == [
+        ("segment", "NSE_EQ", "not_subscribed", 20, 30),
+        ("segment", "NSE_EQ", "silent", 30, 40),
+        ("segment", "NSE_EQ", "not_subscribed", 40, 50),
+    ]

@@ -6,7 +6,7 @@ import datetime as dt
 
 import pytest
 
-from tickvault.brokers.upstox.resolve import Listing, needs_list, resolve
+from tickvault.brokers.upstox.resolve import Listing, hoped_for, needs_list, resolve
 from tickvault.model import Definition, Mode, Subscription
 from tickvault.selections import Selection, parse_selection
 
@@ -174,3 +174,24 @@ def test_which_need_the_list() -> None:
     """Keys mean something without it."""
     assert not needs_list(selections("NSE_EQ|A", "@keys.txt"))
     assert needs_list(selections("NSE_EQ|A", "index:*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "segments"),
+    [
+        ("NSE_EQ|A", ""),
+        ("BSE_EQ:RELIANCE", "BSE_EQ"),
+        ("index:NIFTY*", "BSE_INDEX NSE_INDEX"),
+        ("future:NIFTY:1", "NSE_FO"),
+        ("future:GOLDM:1", "MCX_FO"),
+        ("future:NSE_COM:GOLD:1", "NSE_COM"),
+        ("chain:NIFTY:1", "NSE_FO NSE_INDEX"),
+        ("chain:SENSEX:1", "BSE_FO BSE_INDEX NSE_INDEX"),
+        ("chain:RELIANCE:1", "NSE_EQ NSE_FO NSE_INDEX"),
+        ("chain:USDINR:1", "NCD_FO"),
+        ("chain:CRUDEOIL:1", "MCX_FO"),
+    ],
+)
+def test_what_they_would_bring_shows_without_the_list(text: str, segments: str) -> None:
+    """By the segment they name, or else by the underlying's name."""
+    assert sorted(hoped_for(selections(text))) == segments.split()

@@ -16,6 +16,7 @@ __all__ = ["Asked"]
 
 # By then the broker has answered a subscription.
 _HELD_NS: Final = 5_000_000_000
+_LIST: Final = "list"
 
 
 class Asked:
@@ -38,7 +39,8 @@ class Asked:
         self._from_ns = from_ns
         self._sessions = sessions
         self._open: dict[object, dict[str, int]] = {}  # connection → key → since when
-        self._meant: dict[object, set[str]] = {}  # socket that could not be opened → segments that it is for
+        # Socket that could not be opened, or _LIST → segments that it is for.
+        self._meant: dict[object, set[str]] = {}
         for event in events:
             if event.at_ns >= to_ns:
                 break
@@ -48,7 +50,7 @@ class Asked:
 
     @property
     def segments(self) -> set[str]:
-        """The segments of it, and of what could not be subscribed to because its connection never opened."""
+        """The segments of it, and of what could not be: its connection never opened, or it waited for the master list."""
         return {segment_of(key) for key in self.since_ns}.union(*self._meant.values())
 
     def _take(self, event: Event) -> None:
@@ -66,6 +68,13 @@ class Asked:
             case "conn", "failed":
                 ended = []
                 self._meant.setdefault(socket, set()).update(map(str, segments if isinstance(segments, list) else ()))
+            case "watch", "waiting":
+                ended = []
+                self._meant.setdefault(_LIST, set()).update(map(str, segments if isinstance(segments, list) else ()))
+            case "watch", "resolved":
+                ended = []
+                if not counts:
+                    self._meant.get(_LIST, set()).difference_update(segments if isinstance(segments, list) else ())
             case (("sub" | "unsub"), _):
                 ended = [self._amend(event)]
             case _:

@@ -5,9 +5,10 @@ One subject has one outage at a time. Whether a market traded meanwhile is not a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from tickvault.ledger.lines import Line
 from tickvault.ledger.states import ORDER, State
 from tickvault.ledger.told import (
     FEED,
@@ -38,8 +39,14 @@ _WATCH_BEGINS: Final = {
     "silent": State.SILENT,
     "brown_out": State.BROWN_OUT,
     "refused": State.SUBSCRIPTION_REFUSED,
+    "waiting": State.NOT_SUBSCRIBED,
 }
-_WATCH_ENDS: Final = {"fresh": State.SILENT, "usual": State.BROWN_OUT, "served": State.SUBSCRIPTION_REFUSED}
+_WATCH_ENDS: Final = {
+    "fresh": State.SILENT,
+    "usual": State.BROWN_OUT,
+    "served": State.SUBSCRIPTION_REFUSED,
+    "resolved": State.NOT_SUBSCRIBED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +64,6 @@ class Outage:
         return f"{FEED} {number}: {self.gap.detail}" if named else self.gap.detail
 
 
-@dataclass(slots=True)
-class _Line:
-    """One of the sockets: what it is to carry, and the connection that carries it, if one does.
-
-    Attributes:
-        conn: number of the connection that is open.
-        serves: whether it does what it is for; until then its place counts as empty.
-        tells: whether it says when it serves; one that does not (of an earlier version) serves when it has asked.
-        wanted: keys, of this connection and the one before: a new one asks for them chunk by chunk.
-        served: keys that the open connection was asked for.
-        known: whether `wanted` says what the socket is for; until then `segments` does, as far as they are known.
-        state: why no connection serves, if none does; `detail` in words.
-        since_ns: from when on it has been missed, if that is not told yet.
-    """
-
-    conn: int | None = None
-    serves: bool = False
-    tells: bool = False
-    wanted: set[str] = field(default_factory=set)
-    served: set[str] = field(default_factory=set)
-    known: bool = False
-    segments: frozenset[str] = _NOTHING
-    state: State = State.DISCONNECTED
-    detail: str = "connecting"
-    since_ns: int | None = None
-
-
 class Outages:
     """The first half of the fold: from events to outages."""
 
@@ -94,7 +74,7 @@ class Outages:
         self.now_ns = 0
         self.stopped_ns: int | None = None  # when the last run stopped, if it did
         self.crashed_ns = 0  # when a run ended that did not say so, as far as something has been written since
-        self._lines: dict[str, _Line] = {}  # by subject
+        self._lines: dict[str, Line] = {}  # by subject
         self._begun_ns: int | None = None  # the start of this run, until a connection serves
         # (Segment, socket) → what holds there, since when, and why.
         self._watched: dict[tuple[str, int], dict[State, tuple[int, str]]] = {}
@@ -155,7 +135,7 @@ class Outages:
             changed.append(Outage(down, self.segments))
         self.stopped_ns, self.crashed_ns = None, 0
         self._begun_ns = event.at_ns
-        self._lines = {FEED: _Line()}
+        self._lines = {FEED: Line()}
         self._watched.clear()
         return changed + self._settle(event.at_ns)
 
@@ -221,14 +201,14 @@ class Outages:
             case _:
                 return []
 
-    def _line(self, event: Event) -> _Line:
+    def _line(self, event: Event) -> Line:
         """Return the line of the socket that an event is about.
 
         Every socket that is heard of before a connection serves has been missed since the start.
         """
         subject = subject_of(event)
         if subject not in self._lines:
-            self._lines[subject] = _Line(since_ns=event.at_ns if self._begun_ns is None else self._begun_ns)
+            self._lines[subject] = Line(since_ns=event.at_ns if self._begun_ns is None else self._begun_ns)
         return self._lines[subject]
 
     def _name_segments(self, event: Event) -> None:
@@ -324,7 +304,10 @@ class Outages:
         for segment in segments:
             holding = self._watched.setdefault((segment, socket), {})
             if (begun := _WATCH_BEGINS.get(word)) is not None:
-                holding.setdefault(begun, (self._since_ns(event), text(event.body.get("detail"))))
+                since_ns = self._since_ns(event)
+                if begun is State.NOT_SUBSCRIBED and self._begun_ns is not None:
+                    since_ns = min(since_ns, self._begun_ns)  # missed since the start, as connections are
+                holding.setdefault(begun, (since_ns, text(event.body.get("detail"))))
             elif (ended := _WATCH_ENDS.get(word)) is not None:
                 for (name, other), each in self._watched.items():
                     if other == socket and segment in ("", name):

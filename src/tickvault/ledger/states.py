@@ -41,6 +41,7 @@ class State(StrEnum):
     SUBSCRIPTION_REFUSED = "subscription_refused"
     SILENT = "silent"
     BROWN_OUT = "brown_out"
+    NOT_SUBSCRIBED = "not_subscribed"
     RECORDED = "recorded"
 
 
@@ -56,6 +57,7 @@ MEANINGS: Final[Mapping[State, str]] = {
     State.SUBSCRIPTION_REFUSED: "connected, and the broker does not serve what was subscribed to",
     State.SILENT: "connected, and a trading segment sends nothing",
     State.BROWN_OUT: "connected, and a trading segment sends far less than usual",
+    State.NOT_SUBSCRIBED: "connected, and some of what is wanted is not subscribed to yet: it waits for the master list",
     State.RECORDED: "everything that the broker sent is in the journal",
 }
 

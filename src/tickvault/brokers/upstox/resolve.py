@@ -15,12 +15,20 @@ if TYPE_CHECKING:
 
     from tickvault.model import Definition, Mode
 
-__all__ = ["Listing", "Problem", "Resolution", "needs_list", "resolve"]
+__all__ = ["Listing", "Problem", "Resolution", "hoped_for", "needs_list", "resolve"]
 
 # Of an underlying that has derivatives in several segments, the first of these counts.
 _ORDER: Final = ("NSE_FO", "BSE_FO", "MCX_FO", "NCD_FO", "BCD_FO", "NSE_COM")
 _INDIA_VIX: Final = "NSE_INDEX|India VIX"
 _WITH_VIX: Final = ("NSE_FO", "BSE_FO")
+# Where a name trades that nothing says it of yet; a name that is not here is one of a stock.
+_NSE_INDICES: Final = ("NIFTY", "BANKNIFTY", "FINNIFTY", "MIDCPNIFTY", "NIFTYNXT50")
+_BSE_INDICES: Final = ("SENSEX", "BANKEX", "SENSEX50")
+_COMMODITIES: Final = (
+    *("ALUMIN", "CARDAMOM", "COPPER", "COTTON", "CRUDEOIL", "ELECDMBL", "GOLD", "KAPAS", "LEAD", "MCX", "MENTHAOIL"),
+    *("NATGASMINI", "NATURALGAS", "NICKEL", "SILVER", "STEELREBAR", "ZINC"),
+)
+_CURRENCIES: Final = ("USDINR", "EURINR", "GBPINR", "JPYINR", "EURUSD", "GBPUSD", "USDJPY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +118,38 @@ class _NothingError(ValueError):
 def needs_list(selections: Iterable[Selection]) -> bool:
     """Return whether any of them means nothing without the master list."""
     return any(not isinstance(one.what, Key | ListFile) for one in selections)
+
+
+def hoped_for(selections: Iterable[Selection]) -> frozenset[str]:
+    """Return the segments that selections would bring keys of, as far as it shows without the master list."""
+    return frozenset().union(*(_segments(one.what) for one in selections))
+
+
+def _segments(what: object) -> frozenset[str]:
+    match what:
+        case Symbol(segment, _):
+            return frozenset({segment})
+        case Indices():
+            return frozenset({"NSE_INDEX", "BSE_INDEX"})
+        case Future(underlying, _, segment):
+            return frozenset({segment or _segment_of_name(underlying)})
+        case Chain(underlying, _, _, segment):
+            segment = segment or _segment_of_name(underlying)
+            if segment not in _WITH_VIX:
+                return frozenset({segment})
+            index = underlying in (*_NSE_INDICES, *_BSE_INDICES)
+            spot = f"{segment.partition('_')[0]}_{'INDEX' if index else 'EQ'}"
+            return frozenset({segment, spot, "NSE_INDEX"})
+        case _:
+            return frozenset()
+
+
+def _segment_of_name(underlying: str) -> str:
+    if underlying in _BSE_INDICES:
+        return "BSE_FO"
+    if underlying in _CURRENCIES:
+        return "NCD_FO"
+    return "MCX_FO" if underlying.startswith(_COMMODITIES) else "NSE_FO"
 
 
 def resolve(

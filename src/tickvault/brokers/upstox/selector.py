@@ -182,16 +182,23 @@ class Selector:
         return self._resolution.unpriced
 
     @property
+    def unlisted(self) -> tuple[Selection, ...]:
+        """The selections that wait for the master list."""
+        if self._master is None or self._listing is not None:
+            return ()
+        return tuple(one for one in self._selections if not isinstance(one.what, Key))
+
+    @property
     def waiting(self) -> bool:
         """Whether more is wanted than can be planned yet, for want of the master list or of any selection."""
-        return not self.plan.keys or (self._master is not None and bool(self._unlisted()))
+        return not self.plan.keys or bool(self.unlisted)
 
     @property
     def pause_s(self) -> float:
         """How long to wait before the next review."""
         if self._resolution.unpriced:
             return 1.0
-        return 5.0 if self._resolution.priced else 60.0
+        return 5.0 if self._resolution.priced or self.unlisted else 60.0
 
     def hold(self, keys: Collection[str]) -> None:
         """Keep the strikes among these keys, subscribed to earlier in this session by a recorder that ended."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from tickvault.brokers.upstox.feed import Feed
     from tickvault.brokers.upstox.selector import Selector
+    from tickvault.brokers.upstox.waits import Waits
     from tickvault.model import Inbox, Subscription
 
 __all__ = ["OfSocket", "Sockets"]
@@ -53,6 +54,7 @@ class Sockets:
     Args:
         selector: keeps the plan; reviewed already.
         open_feed: makes the feed of a socket (from 0), which asks for its subscriptions.
+        waits: tells what waits for the master list.
 
     Attributes:
         feeds: that run, in the order of their sockets; replaced, never changed.
@@ -62,10 +64,12 @@ class Sockets:
         self,
         selector: Selector,
         open_feed: Callable[[int, Callable[[], Awaitable[tuple[Subscription, ...]]]], Feed],
+        waits: Waits,
     ) -> None:
         self.feeds: list[Feed] = []
         self._selector = selector
         self._open_feed = open_feed
+        self._waits = waits
         self._slots: dict[int, _Slot] = {}
         self._left_frames = 0  # of feeds that were closed
         self._group: asyncio.TaskGroup | None = None
@@ -83,6 +87,7 @@ class Sockets:
         Raises:
             TokenRefused: at the very first attempt of the first socket, of a static token.
         """
+        await self._waits.begin(self._selector.unlisted)
         async with asyncio.TaskGroup() as group:
             self._group = group
             keeper = group.create_task(self._keep(), name="sockets:keep")
@@ -131,8 +136,10 @@ class Sockets:
         while True:
             self.apply()
             await asyncio.sleep(self._selector.pause_s)
+            await self._waits.end(self._selector.unlisted)  # whatever came of it is subscribed to by now
             with contextlib.suppress(FeedUnavailable):  # the feed says so, at each attempt
                 await self._selector.review()
+            await self._waits.begin(self._selector.unlisted)
 
     async def _receive(self, socket: int, slot: _Slot, planned: tuple[Subscription, ...]) -> None:
         try:
@@ -150,6 +157,8 @@ class Sockets:
         async def subscriptions() -> tuple[Subscription, ...]:
             found = await self._selector.subscriptions(socket)
             self._slots[socket].served = {one.instrument_key: one for one in found}
+            await self._waits.begin(self._selector.unlisted)
+            self.apply()  # the others have their part of what is new
             return found
 
         return subscriptions
