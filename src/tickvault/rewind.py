@@ -15,7 +15,7 @@ from tickvault.errors import Refused
 from tickvault.intake import commit
 from tickvault.journal import Fact
 from tickvault.sinks.parquet import boundary
-from tickvault.survey import generations
+from tickvault.survey import generations, lost_ranges
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +88,11 @@ class Cursors:
                 f"{sink} cannot be rewound to {to_seq}: a file of it begins at {start}, before the journal's first frame "
                 f"{self._first_seq}; the lowest possible --to-seq is {possible}"
             )
+        if store is not None and (end := self._only_stored(store, start)):
+            raise Refused(
+                f"{sink} cannot be rewound to {to_seq}: its files hold frames that the journal has lost, and would lose them "
+                f"too; the lowest possible --to-seq is {end}"
+            )
         self._state.ask_rewind(sink, to_seq)
         self._go_back(self._cursor(sink), to_seq, store)
         return self._cursor(sink)
@@ -97,7 +102,8 @@ class Cursors:
         if cursor is not None:
             asked = (cursor.seq, cursor.rewind_to, None if cursor.drop_from is None else cursor.drop_from - 1)
             after = min(seq for seq in asked if seq is not None)
-            if first_seq <= boundary(store.files(), after):
+            start = boundary(store.files(), after)
+            if first_seq <= start and not self._only_stored(store, start):
                 self._truncate(sink, store, after)
                 return
         # The names win: what the newest file says was delivered, was.
@@ -117,12 +123,17 @@ class Cursors:
             and newest.hi == after
             and not newest.compacted
             and boundary(files, newest.lo - 1) >= first_seq
+            and not self._only_stored(store, newest.lo)
         ):
             # It may be one of several that were being named when the state was lost: nothing may say it is complete.
             after = newest.lo - 1
         generation = max(journalled, 0 if cursor is None else cursor.generation)
         self._state.put_cursor(sink, after, generation=generation)
         self._truncate(sink, store, after)
+
+    def _only_stored(self, store: ParquetStore, start: int) -> int:
+        """Return where the last file from a seq on ends that holds what the journal has lost; 0 if none does."""
+        return store.last_with(lost_ranges(self._folder), start)
 
     def _skip(self, sink: str, after_seq: int) -> None:
         """Write down that a sink misses what was pruned behind a seq while it was not in use."""

@@ -12,6 +12,7 @@ import asyncio
 import os
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -103,6 +104,26 @@ class ParquetStore:
     def files(self) -> list[DataFile]:
         """Return this recorder's complete files, shadowed ones included."""
         return [file for file in scan(self.root) if file.recorder == self.recorder_id]
+
+    def last_with(self, ranges: Iterable[tuple[int, int]], from_seq: int) -> int:
+        """Return where the last file ends that begins at `from_seq` or later and has rows of these frames; 0 if none.
+
+        Args:
+            ranges: of seqs, ends included.
+            from_seq: of the first file that counts.
+        """
+        found = 0
+        for low, high in ranges:
+            for file in self.files():
+                if file.hi <= found or file.lo < from_seq or not (file.lo <= high and low <= file.hi):
+                    continue
+                if file.table in _SEQ_COLUMN:  # definitions come into force at a frame, and are not of it
+                    continue
+                with suppress(OSError, pa.ArrowException):  # nothing can be read from it
+                    seqs = pq.ParquetFile(file.path).read(["seq"]).column(0)
+                    within = pc.and_(pc.greater_equal(seqs, low), pc.less_equal(seqs, high))
+                    found = file.hi if pc.any(within).as_py() else found
+        return found
 
     def commit(self, batch: Batch) -> None:
         """Store every row of a batch: all files written and checked, then named, then made durable.
