@@ -13,7 +13,8 @@ from tickvault.brokers.upstox.api import USER_AGENT, BrokerUnavailable, Failure,
 
 __all__ = ["CLOSE_S", "connect"]
 
-MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024  # the largest seen has 160 kB; 2,000 keys in one would have 0.7 MB
+# The largest seen has 160 kB; 2,000 keys in one would have 0.7 MB. Of nothing but empty entries it takes 0.35 GB to decode.
+MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
 DEFLATE_WINDOW_BITS: Final = 15
 CLOSE_S: Final = 0.5  # for a connection that is given up; a polite end has taken place before
 
