@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from tickvault.model import Gap
     from tickvault.state import State
 
-__all__ = ["Intake", "Progress", "commit", "disk_notice", "gap_notices", "mend", "token_notices"]
+__all__ = ["Intake", "Progress", "commit", "disk_notice", "gap_notices", "mend", "reconcile_gaps", "token_notices"]
 
 _log: Final = structlog.get_logger(__name__)
 _ALIVE_S: Final = 1.0  # a second without a frame commits a heartbeat
@@ -221,6 +222,19 @@ def mend(journal: Journal, state: State, path: Path, reason: str) -> None:
     gaps = journal.mend(path, reason)
     notices = gap_notices(gaps, known=state.gaps(), recorder_id=journal.recorder_id, seq=journal.last_seq)
     state.put_gaps(gaps, notices=notices, now_ns=max(map(_time_of, gaps), default=0))
+
+
+def reconcile_gaps(journal: Journal, state: State, now_ns: int) -> None:
+    """Bring the state's gaps up to the journal's: what a crash kept from being written, and the `start` just made."""
+    known = {gap.key: gap for gap in state.gaps()}
+    told = {gap.key for gap in journal.gaps}
+    changed = [gap for gap in journal.gaps if known.get(gap.key) != gap]
+    # Open in the state and not in the journal, which was pruned, or is another one's: nothing will ever close it.
+    orphans = [gap for key, gap in known.items() if gap.closed_ns is None and key not in told]
+    changed += [replace(gap, closed_ns=max(gap.opened_ns, now_ns)) for gap in orphans]
+    if changed:
+        notices = gap_notices(changed, known=known.values(), recorder_id=journal.recorder_id, seq=journal.last_seq)
+        state.put_gaps(changed, notices=notices, now_ns=now_ns)
 
 
 def gap_notices(gaps: Sequence[Gap], *, known: Iterable[Gap], recorder_id: str, seq: int) -> list[Notice]:

@@ -11,6 +11,7 @@ import aiohttp
 from tickvault import deadletters
 from tickvault.datafolder import DataFolder, recorded
 from tickvault.errors import Refused, SinkMisconfigured, SinkUnavailable
+from tickvault.intake import reconcile_gaps
 from tickvault.journal import Fact, Journal
 from tickvault.pipeline import MESSAGES, influx_sink, wanted_events
 from tickvault.redrive import Redrive
@@ -45,7 +46,7 @@ def rewind(settings: Settings, sink: str, to_seq: Callable[[DataFolder], int]) -
         Refused: a recorder runs, the sink is unknown, or the journal no longer holds it.
     """
     with DataFolder(recorded(settings.data_dir)) as folder:
-        state, _ = State.open(folder.state)
+        state, _ = State.open(folder.state, events=wanted_events(settings.notify))
         try:
             known = [cursor.sink for cursor in state.cursors()]
             if sink not in known and sink != "parquet":
@@ -54,6 +55,7 @@ def rewind(settings: Settings, sink: str, to_seq: Callable[[DataFolder], int]) -
                 )
             journal = Journal.open(folder.journal, state, purpose="rewind")
             try:
+                reconcile_gaps(journal, state, time.time_ns())
                 store = ParquetStore(folder.parquet, journal.recorder_id) if sink == "parquet" else None
                 cursor = Cursors(journal, state, folder.journal).rewind(sink, to_seq(folder), store)
                 journal.append([Fact("stop", {"reason": "rewound"})])

@@ -38,7 +38,7 @@ from tickvault.brokers.upstox.waits import Waits
 from tickvault.datafolder import DataFolder
 from tickvault.delivery import Delivery
 from tickvault.errors import JournalFull, Refused
-from tickvault.intake import Intake, Progress, commit, gap_notices, mend
+from tickvault.intake import Intake, Progress, commit, mend, reconcile_gaps
 from tickvault.journal import Fact, Journal
 from tickvault.ledger import Sessions
 from tickvault.model import TakesAgain
@@ -146,7 +146,7 @@ class Recorder:
             first_seq = journal.last_seq
             executor = ThreadPoolExecutor(1, thread_name_prefix="journal")
             stack.callback(_close_journal, executor, journal, state)
-            await asyncio.to_thread(_reconcile_gaps, journal, state, self._wall_ns())
+            await asyncio.to_thread(reconcile_gaps, journal, state, self._wall_ns())
             choice.selector.hold(await asyncio.to_thread(_subscribed_lately, folder, self._wall_ns()))
             stage = _Stage(folder, state, journal, executor, session, Progress(journal.last_seq), self._intake, choice)
             self._deliveries = await self._open_deliveries(stack, stage)
@@ -512,19 +512,6 @@ def _subscribed_lately(folder: DataFolder, now_ns: int) -> set[str]:
     found = survey.events(folder.journal, ("sub",))
     lately = (event for event in found if event.at_ns > now_ns - _NS_PER_DAY and session_date(event.at_ns) == today)
     return {key for event in lately if isinstance(keys := event.body.get("keys"), list) for key in keys}
-
-
-def _reconcile_gaps(journal: Journal, state: State, now_ns: int) -> None:
-    """Bring the state's gaps up to the journal's: what a crash kept from being written, and the `start` just made."""
-    known = {gap.key: gap for gap in state.gaps()}
-    told = {gap.key for gap in journal.gaps}
-    changed = [gap for gap in journal.gaps if known.get(gap.key) != gap]
-    # Open in the state and not in the journal, which was pruned, or is another one's: nothing will ever close it.
-    orphans = [gap for key, gap in known.items() if gap.closed_ns is None and key not in told]
-    changed += [replace(gap, closed_ns=max(gap.opened_ns, now_ns)) for gap in orphans]
-    if changed:
-        notices = gap_notices(changed, known=known.values(), recorder_id=journal.recorder_id, seq=journal.last_seq)
-        state.put_gaps(changed, notices=notices, now_ns=now_ns)
 
 
 def _close_journal(executor: ThreadPoolExecutor, journal: Journal, state: State) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from doubles import AT_NS, Vault, received
 
+from tickvault import intake, segments, survey
 from tickvault import journal as journals
-from tickvault import pipeline, segments, survey
 from tickvault.errors import JournalFull
 from tickvault.journal import Fact
 from tickvault.ledger import Sessions
@@ -34,7 +34,7 @@ class Watched(Vault):
 
     def told(self) -> list[tuple[str, float, float | None]]:
         """Return (reason, opened, closed) in s of the state's gaps, brought up to the journal's."""
-        pipeline._reconcile_gaps(self.journal, self.state, AT_NS + self.number * 1_000_000)
+        intake.reconcile_gaps(self.journal, self.state, AT_NS + self.number * 1_000_000)
         return [(one.reason, second(one.opened_ns), second(one.closed_ns)) for one in self.state.gaps()]  # type: ignore[misc]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from doubles import AT_NS, Crash, Vault, frames_of, received
 
-from tickvault import archive, pipeline, prune, segments, survey
+from tickvault import archive, intake, prune, segments, survey
 from tickvault.errors import JournalDamaged, Refused
 from tickvault.journal import Fact
 from tickvault.model import Definition
@@ -128,7 +128,7 @@ def test_the_ledger_and_what_it_is_folded_from_are_the_same_afterwards(vault: Va
     reopened(vault)
     fill(vault, 3)
     deliver(vault)
-    pipeline._reconcile_gaps(vault.journal, vault.state, AT_NS)
+    intake.reconcile_gaps(vault.journal, vault.state, AT_NS)
     kinds = [("sub",), ("conn",), ("start",), ("cursor_moved",)]
     before = [facts(vault, kind) for kind in kinds]
     told, gaps, in_force = folded(vault), vault.state.gaps(), dict(vault.journal.definitions)
@@ -141,7 +141,7 @@ def test_the_ledger_and_what_it_is_folded_from_are_the_same_afterwards(vault: Va
     vault.drop()
     vault.lose_state()
     vault.open()
-    pipeline._reconcile_gaps(vault.journal, vault.state, AT_NS)
+    intake.reconcile_gaps(vault.journal, vault.state, AT_NS)
     assert set(gaps) - set(vault.state.gaps()) == {gap for gap in gaps if gap.closed_ns is None}
     assert vault.journal.definitions == in_force
     assert vault.cursor.generation > 1

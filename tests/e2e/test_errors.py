@@ -157,6 +157,20 @@ def test_query_only_answers_questions(tmp_path: Path, sql: str, told: str) -> No
         assert call("query", asked, environ=environ, folder=tmp_path).returncode == 0, asked
 
 
+def test_a_rewind_on_a_lost_state_brings_its_gaps_back_too(tmp_path: Path) -> None:
+    """As a start does; until the next one `query` would otherwise show a ledger without a gap."""
+    environ = environ_for(
+        "http://127.0.0.1:9", tmp_path / "data", UPSTOX_INSTRUMENTS_URL="off", TICKVAULT_INSTRUMENTS="NSE_EQ|A"
+    )
+    del environ["TICKVAULT_INSTRUMENTS_URL"]
+    assert call("run", "--duration", "1", environ=environ, folder=tmp_path).returncode == 0
+    (tmp_path / "data" / "state.db").unlink()
+    assert call("rewind", "--sink", "parquet", "--to-seq", "0", environ=environ, folder=tmp_path).returncode == 0
+    asked = "SELECT DISTINCT reason FROM gaps WHERE closed_at IS NOT NULL"
+    done = call("query", asked, "--format", "csv", environ=environ, folder=tmp_path)
+    assert done.stdout.split() == ['"reason"', '"disconnected"'], done.stderr
+
+
 def test_a_damaged_state_file_is_named_with_its_cure(tmp_path: Path) -> None:
     """`status` says that the next run rebuilds it, and it does."""
     environ = environ_for("http://127.0.0.1:9", tmp_path / "data")
