@@ -74,17 +74,19 @@ def prune(
 
 
 def oldest(folder: Path, state: State, sinks: Collection[str]) -> dict[str, object] | None:
-    """Return, as the body of a `lost` event, what removing the oldest segment costs; None while there is only one.
+    """Return, as the body of a `lost` event, what removing the oldest segment costs; None if nothing, or it is the only one.
 
     Args:
         folder: the journal folder.
         state: the state beside it.
-        sinks: those in use; some of them has not stored all of that segment.
+        sinks: those in use; what they all have stored costs nothing.
     """
     born = [path for path in segments.paths(folder) if segments.is_born(path)]
     if len(born) < 2 or not _is_old(born[0], None):
         return None
     low, high = max(int(born[0].stem), state.held_from(sinks) or 0), int(born[1].stem) - 1
+    if low > high:
+        return None
     with segments.reading(born[0]) as db:
         sql = "SELECT min(received_ns), max(received_ns) FROM frames WHERE seq >= ?"
         from_ns, to_ns = db.execute(sql, (low,)).fetchone()

@@ -333,6 +333,17 @@ def test_what_nothing_accounts_for_is_lost(vault: Vault, gone: str, *, state_los
     assert [gap.detail for gap in vault.journal.gaps if gap.reason == "lost"]
 
 
+def test_what_is_delivered_costs_nothing(vault: Vault) -> None:
+    """Only what a sink in use has not stored is told as lost when the oldest segment has to go."""
+    fill(vault, 12)
+    vault.state.put_cursor("parquet", 2)
+    body = prune.oldest(vault.folder, vault.state, ["parquet"])
+    assert body is not None
+    assert (body["from"], body["to"]) == (3, 4)
+    vault.state.put_cursor("parquet", 4)
+    assert prune.oldest(vault.folder, vault.state, ["parquet"]) is None
+
+
 def test_frames_that_count_as_lost_and_are_still_there_are_no_damage(vault: Vault) -> None:
     """A crash came between telling what is removed to make room, and removing it."""
     fill(vault, 12)
