@@ -1,7 +1,7 @@
 """What `tickvault check` tries: settings, token, instruments, every sink, webhook, disk, clock, data folder.
 
 Laws. Nothing is recorded, sent to a store or posted: a check leaves no trace but a fresher copy of the master list in a
-data folder that exists. The broker is asked to authorize once. Nothing is sent anywhere while an address breaks the
+data folder that exists, and the time of the authorize call. The broker is asked to authorize once, and not at all when it was asked often in the last minute. Nothing is sent anywhere while an address breaks the
 plain-text rule. No row holds a secret; every row that fails ends with the next step.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import math
 import shutil
 import tempfile
 import time
@@ -25,6 +26,7 @@ from yarl import URL
 from tickvault import archive, segments, snapshots, survey
 from tickvault.addresses import bare_url
 from tickvault.brokers.upstox.api import UpstoxApi
+from tickvault.brokers.upstox.callsfile import RememberedLimit
 from tickvault.brokers.upstox.instruments import InstrumentList
 from tickvault.brokers.upstox.jwt import can_probably_trade, described, expiry, read_claims, warnings_due
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
@@ -206,9 +208,16 @@ class _Checks:
         return [_token_row(tokens.given, source, int(self._wall_s() * 1e9), d30)]
 
     async def authorize(self) -> list[Row]:
-        """Ask the broker, once, for permission to open the feed."""
+        """Ask the broker, once, for permission to open the feed; within the limit that a recorder on the folder keeps."""
         if self._token is None:
             return []
+        if self._settings.data_dir.is_dir():
+            path = self._settings.data_dir / "authorize.json"
+            rate = RememberedLimit(path, wall_ns=lambda: int(self._wall_s() * 1e9))
+            if not rate.take(time.monotonic()):
+                wait_s = math.ceil(rate.delay_s(time.monotonic()))
+                found = f"not asked: {rate.calls} authorize calls in the last minute; check again in {wait_s} s"
+                return [Row(None, "broker", found)]
         shown = bare_url(self._settings.upstox.api_url)
         try:
             await UpstoxApi(self._settings.upstox.api_url, self._session).authorize(self._token)

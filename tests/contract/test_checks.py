@@ -423,3 +423,12 @@ async def test_each_check_is_bounded(simulator: Simulator, tmp_path: Path, monke
     assert not row.ok
     assert "0.2 s" in row.found or "in time" in row.found
     assert found(rows, "clock").ok
+
+
+async def test_the_broker_is_not_asked_more_often_than_a_recorder_may(simulator: Simulator, tmp_path: Path) -> None:
+    """The limit is the data folder's; a check says so, and waits for nothing."""
+    for _ in range(6):
+        assert found(await rows_of(environ(simulator, tmp_path)), "broker").ok
+    row = found(await rows_of(environ(simulator, tmp_path)), "broker")
+    assert row.ok is None
+    assert row.found.startswith("not asked: 6 authorize calls in the last minute; check again in ")

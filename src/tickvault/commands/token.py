@@ -22,6 +22,7 @@ from tickvault import render
 from tickvault.addresses import bare_url
 from tickvault.brokers.upstox import probe as probing
 from tickvault.brokers.upstox.api import UpstoxApi
+from tickvault.brokers.upstox.callsfile import RememberedLimit
 from tickvault.brokers.upstox.jwt import can_probably_trade, described, expiry, read_claims
 from tickvault.brokers.upstox.login import Callback, Client, code_of, dialog_url, exchange, new_state
 from tickvault.brokers.upstox.token_files import STORED_NAME, Origin, cleaned, store_token
@@ -196,6 +197,9 @@ async def _probe(
     connector = guarded(plain_hosts(settings))
     async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
         token = await Tokens.of(settings, session).token()
+        rate = None
+        if settings.data_dir.is_dir():
+            rate = RememberedLimit(settings.data_dir / "authorize.json", wall_ns=time.time_ns)
         return await probing.run_probe(
             UpstoxApi(settings.upstox.api_url, session),
             session,
@@ -206,6 +210,7 @@ async def _probe(
             expired_key=expired_key,
             say=_say,
             rng=random.Random(),  # noqa: S311 - request ids
+            rate=rate,
         )
 
 

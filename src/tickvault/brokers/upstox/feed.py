@@ -359,11 +359,7 @@ class Feed:
 
     def _may_call(self) -> bool:
         """Return whether the broker may be asked now; then it counts as asked."""
-        now_s = self._monotonic_s()
-        if self._rate.delay_s(now_s) > 0:
-            return False
-        self._rate.note(now_s)
-        return True
+        return self._rate.take(self._monotonic_s())
 
     def _note_live(self, delivers: bool) -> None:
         self.last_error = None

@@ -122,3 +122,10 @@ class RateLimit:
     def note(self, now_s: float) -> None:
         """Remember that a call is made now."""
         self._calls_s.append(now_s)
+
+    def take(self, now_s: float) -> bool:
+        """Remember a call now and return True, unless it has to wait."""
+        if self.delay_s(now_s) > 0.0:
+            return False
+        self.note(now_s)
+        return True

@@ -125,8 +125,10 @@ class Session:
         match event:
             case Plain.RENEWED if self.state in OPEN:
                 return Signal.RENEWED
-            case Plain.START | Plain.PREPARED | Plain.RENEWED:
+            case Plain.START | Plain.RENEWED:
                 return self._if_allowed(Signal(event.value), now_s)
+            case Plain.PREPARED if self.state is State.AUTHORIZING:
+                return Signal.PREPARED if self._rate.take(now_s) else Signal.LIMITED
             case Plain.DEFINED | Plain.GREETED:
                 self._defined |= event is Plain.DEFINED
                 self._greeted |= event is Plain.GREETED
@@ -193,8 +195,6 @@ class Session:
     def _note(self, signal: Signal, event: Event, now_s: float) -> None:
         """Remember what the transition just made means for the next ones."""
         match signal, event:
-            case Signal.PREPARED, _:
-                self._rate.note(now_s)
             case Signal.OPENED, Opened(requests):
                 self._open(requests, now_s)
             case Signal.FAILED, Failed(retry_after_s):

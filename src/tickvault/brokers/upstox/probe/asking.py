@@ -55,6 +55,7 @@ async def run_probe(
     expired_key: str | None,
     say: Callable[[str], None],
     rng: Random,
+    rate: RateLimit | None = None,
 ) -> Sheet:
     """Go through the steps and return what they found; a step that cannot be carried out says so in its finding.
 
@@ -68,12 +69,15 @@ async def run_probe(
         expired_key: of a contract that has expired; None: that step is left out.
         say: shows a line as a step begins.
         rng: source of request ids.
+        rate: bounds the authorize calls; None: those of this probe alone.
 
     Raises:
         TokenRefused: at the first authorize.
         FeedUnavailable: at the first authorize, or the first connection does not open.
     """
-    one = _Probe(api=api, session=session, token=token, keys=tuple(keys), pace=pace, say=say, rng=rng)
+    one = _Probe(
+        api=api, session=session, token=token, keys=tuple(keys), pace=pace, say=say, rng=rng, rate=rate or RateLimit()
+    )
     first = await one.connect()  # outside the group, which would wrap what it raises
     async with asyncio.TaskGroup() as group:
         group.create_task(first.read(), name="probe:read")
@@ -108,7 +112,7 @@ class _Probe:
     say: Callable[[str], None]
     rng: Random
     findings: list[Finding] = field(default_factory=list)
-    rate: RateLimit = field(default_factory=RateLimit)
+    rate: RateLimit
     opening: Mapping[str, int] = field(default_factory=dict)
 
     async def step(self, name: str, work: Callable[[], Awaitable[Finding]]) -> None:
@@ -124,8 +128,8 @@ class _Probe:
 
     async def authorize(self) -> str:
         """Return an address that opens once, within the rate limit."""
-        await asyncio.sleep(self.rate.delay_s(time.monotonic()))
-        self.rate.note(time.monotonic())
+        while not self.rate.take(time.monotonic()):  # noqa: ASYNC110 - another program may have taken it meanwhile
+            await asyncio.sleep(self.rate.delay_s(time.monotonic()))
         return await self.api.authorize(self.token)
 
     async def handshake(self, uri: str) -> aiohttp.ClientWebSocketResponse | str:
