@@ -130,6 +130,7 @@ class Day:
         complete: nothing is missing; `why` has a sentence for each thing that is.
         hours_known: whether sessions come from the exchanges' calendar; otherwise the whole recording counts.
         absent: instruments that were missing for a while, the longest first.
+        unknown: keys that the broker's master list does not have, and of which nothing has ever come; they cost nothing.
         rows: table → rows of the day.
     """
 
@@ -141,6 +142,7 @@ class Day:
     missing: tuple[Missing, ...]
     absent: tuple[Absent, ...]
     late: tuple[Late, ...]
+    unknown: tuple[str, ...]
     rows: Mapping[str, int]
     stores: tuple[StoreDay, ...]
 
@@ -185,6 +187,7 @@ def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] |
         stores = _stores(data_dir, db, seqs, sinks, running=running)
         rows = {table: _count(db, table, seqs) for table in _TABLES}
         late = _late(db, asked, span)
+        unknown = _unknown(db, [one.instrument_key for one in late if one.after_s is None], seqs[1])
     hours_known = bool(ledger.sessions.windows) and ledger.sessions.from_ns <= begin_ns < ledger.sessions.to_ns
     judged = span if hours_known else _recorded_part(events, span, stats.last_ns, running=running)
     segments = sorted(asked.segments or ledger.segments or ledger.sessions.windows)
@@ -198,7 +201,8 @@ def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] |
     missing = _missing(divided)
     absent = _absent(told.values(), judged.from_ns, judged.to_ns if running else min(judged.to_ns, stats.last_ns))
     traded = {part.segment for part in shown if part.session_s}
-    late = tuple(one for one in late if segment_of(one.instrument_key) in traded)
+    late = tuple(one for one in late if segment_of(one.instrument_key) in traded and one.instrument_key not in unknown)
+    absent = tuple(one for one in absent if one.instrument_key not in unknown)
     trading = [name for name in segments if _trades_later(ledger, name, span, end_ns)]
     why = [
         *([] if segments else ["nothing was subscribed to"]),
@@ -218,6 +222,7 @@ def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] |
         missing=missing,
         absent=absent,
         late=late,
+        unknown=tuple(key for key in unknown if segment_of(key) in traded),
         rows=rows,
         stores=stores,
     )
@@ -251,6 +256,24 @@ def _late(db: duckdb.DuckDBPyConnection, asked: Asked, span: _Span) -> tuple[Lat
             key=lambda one: (one.after_s is not None, one.lost_ns is None, -(one.after_s or 0), one.instrument_key),
         )
     )
+
+
+def _unknown(db: duckdb.DuckDBPyConnection, never: Sequence[str], last_seq: int) -> tuple[str, ...]:
+    """Return the keys, of those that were not seen, which no master list has had while it had others of their segment."""
+    if not never:
+        return ()
+    rows = db.execute(
+        "SELECT DISTINCT instrument_key FROM instruments WHERE valid_from_seq <= ?", [last_seq]
+    ).fetchall()
+    defined = {key for (key,) in rows}
+    listed = set(map(segment_of, defined))
+    found = sorted(key for key in never if key not in defined and segment_of(key) in listed)
+    if not found:
+        return ()
+    seen = db.execute(
+        "SELECT DISTINCT instrument_key FROM ticks WHERE instrument_key IN (SELECT unnest(?))", [found]
+    ).fetchall()
+    return tuple(key for key in found if (key,) not in seen)
 
 
 def _count(db: duckdb.DuckDBPyConnection, table: str, seqs: tuple[int, int]) -> int:

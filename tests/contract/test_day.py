@@ -12,11 +12,11 @@ from doubles import AT_MS, AT_NS, Vault, payload, received
 from typer.testing import CliRunner
 
 from tickvault import day as days
-from tickvault import query
+from tickvault import query, segments
 from tickvault.cli import app
 from tickvault.journal import Fact
 from tickvault.ledger import Sessions
-from tickvault.model import IST, Gap
+from tickvault.model import IST, Definition, Gap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -441,3 +441,48 @@ def test_what_waits_all_day_is_missing_all_day(vault: Vault) -> None:
         ("NSE_EQ", 100.0, 1),
         ("NSE_FO", 0.0, 0),
     ]
+
+
+def known(*keys: str) -> Fact:
+    body = segments.defs_body([Definition(instrument_key=key, symbol=key, segment="NSE_EQ") for key in keys])
+    return fact("defs", 0.5, **body)
+
+
+def day_with_a_key_that_never_came(vault: Vault, *facts: Fact) -> days.Day:
+    vault.journal.append([calendar(0, 10, 110), *facts])
+    subscribe(vault, KEY, OTHER)
+    trade(vault, 1.5, 50)
+    vault.journal.append([missing(60, 1, OTHER)])
+    trade(vault, 70, 112)
+    vault.journal.append([fact("stop", 112)])
+    deliver(vault)
+    return look(vault)
+
+
+def test_a_key_that_nobody_knows_costs_nothing(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in no master list, nothing has ever come of it, and other keys of its segment are: a wrong line of a list."""
+    one = day_with_a_key_that_never_came(vault, known(KEY))
+    assert (one.why, one.unknown, one.absent, one.late) == ((), (OTHER,), (), ())
+    done = run(vault, DATE.isoformat(), monkeypatch=monkeypatch)
+    assert done.exit_code == 0
+    assert "not in the broker's master list" in done.output.replace("\n", " ")
+
+
+def test_a_key_that_the_list_has_costs_the_day(vault: Vault) -> None:
+    """It is an instrument, and it was not served."""
+    one = day_with_a_key_that_never_came(vault, known(KEY, OTHER))
+    assert one.why == (f"1 of the subscribed instruments never seen: {OTHER}",)
+    assert one.unknown == ()
+
+
+def test_without_a_list_every_key_counts(vault: Vault) -> None:
+    """Nobody can say which are wrong."""
+    one = day_with_a_key_that_never_came(vault)
+    assert one.why == (f"1 of the subscribed instruments never seen: {OTHER}",)
+
+
+def test_a_key_that_was_seen_on_another_day_counts(vault: Vault) -> None:
+    """The list may have lost it."""
+    trade(vault, -90_000, -89_999, OTHER)
+    one = day_with_a_key_that_never_came(vault, known(KEY))
+    assert one.why == (f"1 of the subscribed instruments never seen: {OTHER}",)

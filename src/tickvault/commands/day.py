@@ -111,7 +111,7 @@ def _instruments(one: Day) -> list[tuple[str, str, str]]:
     return [
         (key, _s(absent[key].seconds) if key in absent else "", _why(late.get(key), absent.get(key)))
         for key in dict.fromkeys([*worst, *absent, *late])
-    ]
+    ] + [(key, "", "never seen, and not in the broker's master list: costs nothing") for key in one.unknown]
 
 
 def _why(late: Late | None, absent: Absent | None) -> str:
