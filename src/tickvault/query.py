@@ -98,6 +98,10 @@ def _sources(data_dir: Path, parquet: Path) -> _Sources:
     cursors = [one for one in view.cursors if one.sink == _SINK and one.generation >= generation] if view else []
     stored = cursors[0].seq if cursors else 0
     stats = survey.stats(folder)
+    if view is not None and not cursors and not generation and not any(scan(parquet)):
+        stored = max(
+            0, stats.first_seq - 1
+        )  # nothing was ever stored here: what is left of the journal is all there is
     if stats.first_seq > stored + 1 and not (cursors and stats.frames):
         raise _Moved(f"nothing says where frames {stored + 1} to {stats.first_seq - 1} are; the next start finds out")
     recorder_id = stats.recorder_id or (view.recorder_id if view is not None else "")

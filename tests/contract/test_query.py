@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from doubles import AT_MS, Vault, payload, received
 
-from tickvault import query
+from tickvault import prune, query
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.errors import JournalDamaged, Refused
 from tickvault.journal import Fact
@@ -171,3 +171,20 @@ def test_a_query_can_be_asked_while_files_are_locked_for_swapping_only_after(vau
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert db.execute("SELECT count(*) FROM ticks").fetchall() == [(3,)]
+
+
+def test_without_parquet_what_is_left_of_the_journal_answers(tmp_path: Path) -> None:
+    """A recorder that delivers to another store only prunes all the same; day and gaps are to be had then too."""
+    vault = Vault(tmp_path / "data")
+    vault.open()
+    vault.journal.max_segment_frames = 4
+    for _ in range(10):
+        vault.append(1)
+    vault.state._db.execute("UPDATE cursors SET sink = 'influx', seq = 10, settled_seq = 10")
+    with vault.state._transaction():
+        pass
+    assert prune.prune(vault.folder, vault.state, ["influx"], before_ns=None).first_seq == 9
+    with query.connect(vault.path) as db:
+        assert db.execute("SELECT min(seq), max(seq) FROM market_status").fetchall() == [(9, 10)]
+        db.execute("SELECT * FROM gaps").fetchall()
+    vault.drop()
