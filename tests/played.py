@@ -17,7 +17,7 @@ from doubles import frames_of
 from programs import environ_for
 from structlog.testing import capture_logs
 
-from tickvault import pipeline
+from tickvault import journal, pipeline
 from tickvault.brokers.upstox import definitions, instruments
 from tickvault.brokers.upstox.calendar import MarketCalendar
 from tickvault.brokers.upstox.feed import Feed, FeedState
@@ -198,6 +198,7 @@ async def playing(
     """
     script, log = load_script(name), folder / "sent.log"
     pace = speed or script.speed or 1.0
+    patch.setattr(journal, "_STALL_NS", int(pace * 3e9))  # a wall clock that runs fast is not one that is set
     begun = False
 
     def play() -> None:

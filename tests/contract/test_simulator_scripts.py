@@ -248,7 +248,12 @@ async def test_keys_over_the_limit_get_nothing(name: str) -> None:
 async def test_a_wrong_key_gets_an_entry_of_empty_messages(name: str) -> None:
     """And a contract that never traded has neither price nor time."""
     wrong = "NSE_FO|NIFTY18NOV2025PE25950"
-    async with playing(name, instruments=400) as (sim, http), feed(sim, http) as client:
+    market = {
+        "instruments": 400,
+        "updates_per_second": 1.0,
+        "start": "2026-10-05T11:00",
+    }  # none of them trades meanwhile
+    async with playing(name, **market) as (sim, http), feed(sim, http) as client:
         await client.request("sub", [wrong, *sim.instrument_keys], "full")
         feeds = (await client.until(initial)).feeds
     assert feeds[wrong].fullFeed.marketFF.HasField("ltpc")

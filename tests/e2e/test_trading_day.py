@@ -12,6 +12,7 @@ import pytest
 from programs import call, environ_for
 
 from tickvault import day as days
+from tickvault import journal
 from tickvault.ledger import KINDS, State, intervals
 from tickvault.pipeline import Recorder
 from tickvault.settings import load_settings
@@ -36,6 +37,12 @@ def fast_clock(start: str) -> Callable[[], int]:
     begin_ns = int(dt.datetime.fromisoformat(f"{start}+05:30").timestamp()) * 10**9
     begun_ns = time.monotonic_ns()
     return lambda: begin_ns + (time.monotonic_ns() - begun_ns) * SPEED
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wall clock that runs so fast is not one that is set."""
+    monkeypatch.setattr(journal, "_STALL_NS", 3 * SPEED * 10**9)
 
 
 async def record(folder: Path, start: str, **played: Any) -> tuple[Outcome, int]:

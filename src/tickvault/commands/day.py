@@ -38,7 +38,7 @@ def day(
     config: Config = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
-    """Say whether a day is complete; exit 1 if anything is missing."""
+    """Say whether a day is complete; exit 1 if it is not."""
     if not show(settings_of(data_dir, config, env_file), date, as_json=as_json):
         raise typer.Exit(1)
 

@@ -37,7 +37,7 @@ Instrument = Annotated[
     str | None, typer.Option("--instrument", help="Only those of this instrument key.", show_default=False)
 ]
 
-app = typer.Typer(help="Rows that a sink refused: look at them, send them again; also while a recorder runs.")
+app = typer.Typer(help="Look at rows that a sink refused, and send them again.")
 app.callback(invoke_without_command=True)(show_help)
 
 

@@ -17,7 +17,7 @@ __all__ = ["disk"]
 def disk(
     as_json: AsJson = False, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
 ) -> None:
-    """Show what each store takes, what a day brings, and the day on which the disk is full."""
+    """Show what each store takes, and when the disk is full."""
     settings = settings_of(data_dir, config, env_file)
     folder = recorded(settings.data_dir)
     reserve = settings.disk_reserve.of(shutil.disk_usage(folder).total)

@@ -28,7 +28,7 @@ def report(
     config: Config = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
-    """Make an archive for a bug report, without tokens, prices or account.
+    """Make an archive for a bug report, without secrets.
 
     Also while a recorder runs. Nothing is sent to anybody.
     """
