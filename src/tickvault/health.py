@@ -314,4 +314,5 @@ def _open_gaps(gaps: Iterable[Gap]) -> tuple[str, ...]:
 
 def _shown(gap: Gap) -> str:
     detail = f" ({gap.detail})" if gap.detail else ""
-    return f"{gap.scope}: {gap.reason}{detail}"
+    subject = f" {gap.subject}" if gap.subject not in ("", "feed") else ""
+    return f"{gap.scope}{subject}: {gap.reason}{detail}"

@@ -43,6 +43,7 @@ __all__ = [
     "nearest",
     "parse_selection",
     "parse_selections",
+    "unquoted",
 ]
 
 # Source: Upstox documentation, instruments.
@@ -62,6 +63,7 @@ SEGMENTS: Final = (
 )
 _WORDS: Final = ("future", "chain", "index")
 _MAX_PROBLEMS: Final = 5
+_QUOTES: Final = "'\""
 _MAX_EXPIRIES: Final = 99
 _WINDOW: Final = re.compile(r"atm\+-(\d{1,4})", re.ASCII)
 _COUNT: Final = re.compile(r"\d{1,2}", re.ASCII)
@@ -197,9 +199,17 @@ def parse_selections(items: Iterable[str], default: Mode) -> tuple[Selection, ..
 
 
 def lines_of(text: str) -> tuple[str, ...]:
-    """Return the items of a file: one a line, or several between commas; `#` begins a comment."""
-    lines = (line.partition("#")[0] for line in text.splitlines())
-    return tuple(dict.fromkeys(item.strip() for line in lines for item in line.split(",") if item.strip()))
+    """Return the items of a file: one a line, or several between commas, in quotes or not; `#` begins a comment."""
+    lines = (unquoted(line.partition("#")[0]) for line in text.splitlines())
+    items = (unquoted(item) for line in lines for item in line.split(","))
+    return tuple(dict.fromkeys(item for item in items if item))
+
+
+def unquoted(text: str) -> str:
+    """Return the text trimmed and without one pair of quotes round all of it (`"a", "b"` has two pairs and keeps them)."""
+    text = text.strip()
+    quoted = len(text) >= 2 and text[0] in _QUOTES and text[-1] == text[0] and text[0] not in text[1:-1]
+    return text[1:-1].strip() if quoted else text
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -58,3 +58,21 @@ def test_what_a_recorder_told_is_read_back() -> None:
     told["market"]["new"] = 1
     again = FeedHealth.of(told)
     assert (again.keys, again.market.segments, again.market.statuses) == (KeysHealth(), ["NSE_EQ"], {})
+
+
+def test_open_gaps_name_what_they_are_of() -> None:
+    """The first connection and the recorder need no name."""
+    from tickvault.health import _open_gaps
+    from tickvault.model import Gap
+
+    subjects = (("connection", "feed"), ("connection", "feed 2"), ("segment", "NSE_EQ"), ("recorder", ""))
+    gaps = [
+        Gap(scope=scope, subject=name, opened_ns=1, closed_ns=None, reason="lost", planned=False, detail="why")
+        for scope, name in subjects
+    ]
+    assert _open_gaps(gaps) == (
+        "connection: lost (why)",
+        "connection feed 2: lost (why)",
+        "segment NSE_EQ: lost (why)",
+        "recorder: lost (why)",
+    )

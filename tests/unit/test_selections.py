@@ -95,6 +95,13 @@ def test_a_list_names_no_file() -> None:
 
 def test_lines_of_a_file() -> None:
     """A line has one item or several; comments and repeats go."""
+    assert lines_of('"NSE_INDEX|Nifty 50"\n"A|b", \'C|d\'\n"E|f, G|h"') == (
+        "NSE_INDEX|Nifty 50",
+        "A|b",
+        "C|d",
+        "E|f",
+        "G|h",
+    )
     assert lines_of("# mine\nA|b, C|d # both\r\n\n  index:* \nA|b\n") == ("A|b", "C|d", "index:*")
 
 

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from tickvault.addresses import checked_url, split_listen
 from tickvault.model import Mode  # noqa: TC001  (pydantic asks for it when Typed is made)
+from tickvault.selections import unquoted
 from tickvault.settings.tree import DiskFull, DiskReserve, InfluxApi, InfluxLayout, LogFormat, LogLevel
 from tickvault.subscriptions import shortened
 
@@ -31,7 +32,6 @@ _EVENTS: Final = (
     "token.expiring",
     "disk.low",
 )
-_QUOTES: Final = "\"'"
 _QUANTITY: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([A-Za-z%]+)", re.ASCII)
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES: Final = {"mb": 10**6, "gb": 10**9, "tb": 10**12, "mib": 2**20, "gib": 2**30, "tib": 2**40}
@@ -45,13 +45,6 @@ def parse_list(text: str) -> tuple[str, ...]:
     whole = unquoted(text)
     items = whole.split(",") if whole != text.strip() else [unquoted(item) for item in text.split(",")]
     return tuple(dict.fromkeys(item.strip() for item in items if item.strip()))
-
-
-def unquoted(text: str) -> str:
-    """Return the text trimmed and without one pair of quotes round all of it (`"a", "b"` has two pairs and keeps them)."""
-    text = text.strip()
-    quoted = len(text) >= 2 and text[0] in _QUOTES and text[-1] == text[0] and text[0] not in text[1:-1]
-    return text[1:-1].strip() if quoted else text
 
 
 def _quantity(text: str, units: Mapping[str, float], expected: str) -> float:

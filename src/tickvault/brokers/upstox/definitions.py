@@ -63,6 +63,7 @@ class Definitions:
         """Keep the list fresh, and journal what changes in it of keys that are subscribed to."""
         if self._master is None:
             return
+        told = ""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PAUSE_S):
@@ -71,9 +72,12 @@ class Definitions:
                 if not self._master.fresh:
                     await self._master.refresh()
             except FeedUnavailable as exc:
-                log.info("instruments.waiting", error=str(exc), next_try_s=_PAUSE_S)
+                if (error := str(exc)) != told:
+                    told = error
+                    log.info("instruments.waiting", error=error, next_try_s=_PAUSE_S)
                 await asyncio.sleep(_PAUSE_S)
                 continue
+            told = ""
             self._wanting.clear()
             async with self._asking:
                 if (version := await self._master.version()) != self._version:

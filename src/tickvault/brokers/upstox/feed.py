@@ -328,21 +328,21 @@ class Feed:
             end = End(code=1000, reason="stopped")
         else:
             self.last_error = f"connection {self.conn} ended: {end.reason}, code {end.code} {end.detail}".rstrip()
-        self._judge_end(end)
-        ending = {"code": end.code, "reason": end.reason, "detail": end.detail}
+        detail = "; ".join(filter(None, (end.detail, self._judge_end(end))))
+        ending = {"code": end.code, "reason": end.reason, "detail": detail}
         (log.info if stopping.is_set() else log.warning)("feed.closed", conn=self.conn, **ending)
         await self._inbox.fact("conn", {"conn": self.conn, "state": "closed", **ending})
 
-    def _judge_end(self, end: End) -> None:
-        """Stay away for a while when connections of ours close one another, and this is one too many."""
+    def _judge_end(self, end: End) -> str:
+        """Stay away for a while when connections of ours close one another, and this is one too many; say so."""
         now_s = self._monotonic_s()
         rest_s = self._evictions.ended(self._socket, now_s, by_us=end.reason not in ("closed", "lost"))
-        if rest_s:
-            self._away_until_s = now_s + rest_s
-            self.last_error = (
-                f"the account serves fewer connections than are planned; next try in {rest_s / 60:.0f} min"
-            )
-            log.warning("feed.evicted", conn=self.conn, socket=self._socket, rest_s=rest_s)
+        if not rest_s:
+            return ""
+        self._away_until_s = now_s + rest_s
+        log.warning("feed.evicted", conn=self.conn, socket=self._socket, rest_s=rest_s)
+        self.last_error = f"the account serves fewer connections than are planned; next try in {rest_s / 60:.0f} min"
+        return f"rests: {self.last_error}"
 
     async def _renew(self, connection: Connection) -> None:
         """Before the session, leave a connection as soon as there is another token that the broker accepts."""

@@ -269,7 +269,7 @@ def _page(status: int, text: str) -> web.Response:
 
 
 async def exchange(session: aiohttp.ClientSession, client: Client, code: str) -> str:
-    """Return the access token that a code is good for; the code is used up even when this fails.
+    """Return the access token that a code is good for; the code is used up even when this fails, once it was sent.
 
     Raises:
         ConfigurationError: the broker does not accept the app's settings; says which and what to do.
@@ -292,8 +292,10 @@ async def exchange(session: aiohttp.ClientSession, client: Client, code: str) ->
         ):
             status, body = response.status, await _bounded(response)
     except (aiohttp.ClientError, OSError, TimeoutError) as exc:
+        sent = not isinstance(exc, aiohttp.ClientConnectorError)
+        code_is = "may be used up" if sent else "was not sent, but it is not good for long"
         raise FeedUnavailable(
-            f"the broker cannot be reached: {describe(exc)}; the code is used up, log in again"
+            f"the broker cannot be reached: {describe(exc)}; the code {code_is}, log in again"
         ) from exc
     answer = _json(body)
     if status == 200:
