@@ -126,7 +126,7 @@ def _print_plan(
             for one in socket
         ],
     )
-    lines = [arithmetic(outcome, plus=plus), *problems]
+    lines = [arithmetic(outcome, plus=plus), *problems, *resolution.fewer]
     lines += [
         f"strikes round the price of {key} are not counted; give it, e.g. --price '{key}=100'"
         for key in resolution.unpriced
@@ -161,6 +161,7 @@ def _resolved_json(
         "plan": arithmetic(outcome, plus=plus),
         "refused": [one.instrument_key for one in outcome.refused],
         "problems": list(problems),
+        "fewer": list(resolution.fewer),
         "unpriced": list(resolution.unpriced),
     }
 

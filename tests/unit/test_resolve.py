@@ -195,3 +195,12 @@ def test_which_need_the_list() -> None:
 def test_what_they_would_bring_shows_without_the_list(text: str, segments: str) -> None:
     """By the segment they name, or else by the underlying's name."""
     assert sorted(hoped_for(selections(text))) == segments.split()
+
+
+def test_more_expiries_than_are_listed_are_told() -> None:
+    """Those that there are come; by name, or as many as there are, nothing is said."""
+    asked = selections("future:NIFTY:99", "chain:NIFTY:99", "chain:NIFTY:weekly", "future:NIFTY:1")
+    outcome = resolve(asked, Listing(asked, ROWS), TODAY, {})
+    assert outcome.problems == ()
+    assert [words.partition(":")[0] for words in outcome.fewer] == ["future", "chain"]
+    assert all(words.endswith("listed, fewer than 99") for words in outcome.fewer)

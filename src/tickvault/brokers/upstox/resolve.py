@@ -49,11 +49,13 @@ class Resolution:
     Attributes:
         subscriptions: each key once, in the order of the selections.
         problems: of the selections that come to nothing.
+        fewer: selections that ask for more expiries than are listed, in words; those that there are they bring.
         priced: keys whose price decides on strikes; `unpriced` those of them without one, whose strikes are missing.
     """
 
     subscriptions: tuple[Subscription, ...] = ()
     problems: tuple[Problem, ...] = ()
+    fewer: tuple[str, ...] = ()
     priced: tuple[str, ...] = ()
     unpriced: tuple[str, ...] = ()
 
@@ -109,6 +111,7 @@ class _Found:
     keys: list[str] = field(default_factory=list)
     priced: list[str] = field(default_factory=list)
     unpriced: list[str] = field(default_factory=list)
+    listed: int | None = None  # expiries
 
 
 class _NothingError(ValueError):
@@ -188,6 +191,7 @@ def resolve(
     return Resolution(
         subscriptions=tuple(Subscription(instrument_key=key, mode=modes[key]) for key in keys),
         problems=tuple(problems),
+        fewer=tuple(words for one, what in found if (words := _fewer(one, what.listed))),
         priced=tuple(dict.fromkeys(key for _, what in found for key in what.priced)),
         unpriced=tuple(dict.fromkeys(key for _, what in found for key in what.unpriced)),
     )
@@ -204,13 +208,21 @@ def _find(
         case Future() as future:
             contracts = _contracts(future, listing, date, options=False)
             expiries = sorted({row.expiry for row in contracts if row.expiry})[: future.expiries]
-            return _Found([row.instrument_key for row in contracts if row.expiry in expiries])
+            return _Found([row.instrument_key for row in contracts if row.expiry in expiries], listed=len(expiries))
         case Chain() as chain:
             return _chain(chain, listing, date, prices, held)
         case Indices(pattern):
             return _Found(_indices(pattern, listing))
         case ListFile(path):
             raise _NothingError(f"{path} has not been read")
+
+
+def _fewer(one: Selection, listed: int | None) -> str:
+    """Say that a selection asks for more expiries than are listed; empty when it does not."""
+    asked = one.what.expiries if isinstance(one.what, Chain | Future) else None
+    if listed is None or not isinstance(asked, int) or listed >= asked:
+        return ""
+    return f"{one.text}: {listed} {'expiry is' if listed == 1 else 'expiries are'} listed, fewer than {asked}"
 
 
 def _symbol(symbol: Symbol, listing: Listing) -> str:
@@ -256,7 +268,7 @@ def _chain(chain: Chain, listing: Listing, date: dt.date, prices: Mapping[str, f
     rows = [row for row in rows if row.expiry in expiries]
     segment = rows[0].segment
     spots = list(dict.fromkeys(row.underlying_key for row in rows if row.underlying_key))
-    found = _Found(list(spots))
+    found = _Found(list(spots), listed=len(expiries))
     try:
         futures = _contracts(Future(chain.underlying, 1, segment), listing, date, options=False)
         found.keys += [row.instrument_key for row in futures if row.expiry == futures[0].expiry]

@@ -312,8 +312,10 @@ class Selector:
             log.info(
                 "plan.grown", keys=len(self._wanted), new=len(self._wanted) - before, sockets=len(self.plan.sockets)
             )
-        if (told := (self.skipped, self.refused)) != self._told:
+        if (told := (self.skipped, self.refused, resolution.fewer)) != self._told:
             self._told = told
+            if resolution.fewer:
+                log.warning("selections.fewer", examples=list(resolution.fewer[:_SHOWN]))
             if self.skipped:
                 log.warning("selections.skipped", count=len(self.skipped), examples=list(self.skipped[:_SHOWN]))
             if self.refused:
