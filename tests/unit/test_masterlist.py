@@ -56,7 +56,7 @@ KEYS = [row["instrument_key"] for row in ROWS]
 
 
 def packed(rows: object) -> bytes:
-    return gzip.compress(json.dumps(rows).encode())
+    return gzip.compress(json.dumps(rows).encode(), mtime=0)
 
 
 def test_equity() -> None:
@@ -139,10 +139,10 @@ def test_malformed_row_is_skipped_and_counted(row: object) -> None:
         packed(ROWS)[:30] + b"\x00\x00" + packed(ROWS)[32:],
         packed({"status": "error"}),
         packed([]),
-        gzip.compress(b"<html></html>"),
-        gzip.compress(json.dumps(ROWS).encode()[:-1]),
-        gzip.compress(b'[{"a":"\xff"}]'),
-        gzip.compress(b'[{"a":' + b"[" * 200_000),
+        gzip.compress(b"<html></html>", mtime=0),
+        gzip.compress(json.dumps(ROWS).encode()[:-1], mtime=0),
+        gzip.compress(b'[{"a":"\xff"}]', mtime=0),
+        gzip.compress(b'[{"a":' + b"[" * 200_000, mtime=0),
     ],
 )
 def test_damaged_list(damaged: bytes) -> None:
