@@ -189,12 +189,12 @@ def test_a_folder_of_a_later_version_is_refused_by_every_command(
 
 
 def contents(data: Path) -> dict[str, bytes]:
-    """Return what a folder holds, but for the lock and what SQLite makes anew."""
+    """Return what a folder holds, but for locks, what SQLite makes anew, and when the broker was asked, which it counts."""
     return {
         str(path.relative_to(data)): path.read_bytes()
         for path in data.rglob("*")
         if path.is_file()
-        and path.name not in {"lock", ".lock"}
+        and path.name not in {"lock", ".lock", "authorize.json"}
         and not path.name.endswith(("-shm", "-wal", "-journal"))
     }
 
