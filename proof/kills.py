@@ -104,9 +104,9 @@ def compare(answer: Answer, data: Path, log: Path, influx: Server) -> None:
 
 
 def _points(influx: Server, last: int) -> Any:
-    """Yield ((seq, key), fields) of every tick in InfluxDB, some thousand seqs at a time."""
-    for first in range(0, last + 1, 2000):
-        asked = f"SELECT * FROM tick WHERE seq >= {first} AND seq < {first + 2000}"
+    """Yield ((seq, key), fields) of every tick in InfluxDB, some hundred seqs at a time."""
+    for first in range(0, last + 1, 500):
+        asked = f"SELECT * FROM tick WHERE seq >= {first} AND seq < {first + 500}"
         for point in influx_query(influx, asked, db="market"):
             fields = {
                 name: value

@@ -210,7 +210,7 @@ def get(url: str, body: bytes | None = None, user: str = "", password: str = "")
     if user:
         request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return Reply(answer.status, answer.read())
     except urllib.error.HTTPError as exc:
         with exc:
