@@ -255,7 +255,7 @@ class Journal:
         Raises:
             JournalFull: no room; it is as it was.
         """
-        if path in self._mended:
+        if path in self._mended or self._is_pruned(path):
             return ()
         if self._db is not None and path == self._segment_path():
             self._db.close()
@@ -268,6 +268,11 @@ class Journal:
                 self._db = segments.writer(path)
         self._mended.add(path)
         return tuple(self._fold(map(_as_event, done.events))) if done is not None else ()
+
+    def _is_pruned(self, path: Path) -> bool:
+        """Tell whether a segment is being removed, or is gone: what a reader then meets is no damage."""
+        known = self._state.journal()
+        return known is not None and path.stem.isdigit() and int(path.stem) < known[2]
 
     def _segment_path(self) -> Path:
         return self._folder / f"{self._segment_first:016}.db"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from tickvault import archive, segments, soundness
 from tickvault.errors import JournalDamaged, Refused
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+# For the files of a segment to go one after the other.
+_GOING_LOOKS: Final = 5
+_GOING_S: Final = 0.02
 
 
 def events(folder: Path, kinds: Sequence[str], *, up_to_seq: int = segments.NO_END) -> Iterator[Event]:
@@ -50,10 +54,10 @@ def events(folder: Path, kinds: Sequence[str], *, up_to_seq: int = segments.NO_E
                 if segments.read_meta(db) is None:
                     continue
                 found = segments.read_events(db, after_seq=0, up_to_seq=up_to_seq, kinds=kinds)
-        except Refused:
-            if path.exists():
+        except (JournalDamaged, Refused):
+            if not _is_gone(path):
                 raise
-            begin = int(path.stem)  # pruned since the folder was listed
+            begin = int(path.stem)
             yield from archive.events(folder, kinds, begin=begin, end=begin + 1, up_to_seq=up_to_seq)
         else:
             yield from found
@@ -142,10 +146,19 @@ def _look(path: Path, use: Callable[[sqlite3.Connection, Meta], _T]) -> _T | Non
         with segments.reading(path) as db:
             meta = segments.read_meta(db)
             return None if meta is None else use(db, meta)
-    except Refused:
-        if path.exists():
+    except (JournalDamaged, Refused):
+        if not _is_gone(path):
             raise
-        return None  # pruned since the folder was listed
+        return None
+
+
+def _is_gone(path: Path) -> bool:
+    """Tell whether a segment was pruned since the folder was listed; its log goes before it does."""
+    for _ in range(_GOING_LOOKS):
+        if not path.exists():
+            return True
+        time.sleep(_GOING_S)
+    return not path.exists()
 
 
 def verify(folder: Path, *, running: bool, head_seq: int = 0) -> Iterator[str]:

@@ -274,6 +274,23 @@ def test_readers_beside_see_the_journal_before_or_after(vault: Vault, monkeypatc
     assert survey.received_ns_behind(vault.folder, 0) == AT_NS + 9_000_000
 
 
+@pytest.mark.parametrize("step", ["about to go", "gone"])
+def test_what_a_reader_meets_in_a_segment_that_goes_is_no_damage(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Its log goes before it does, and SQLite calls that an I/O error; nothing is replaced, and nothing told as lost."""
+    fill(vault, 12)
+    deliver(vault)
+    path = segments.paths(vault.folder)[0]
+    if step == "about to go":
+        monkeypatch.setattr(prune, "_remove", lambda _: None)
+    removed(vault)
+    assert path.exists() == (step == "about to go")
+    assert vault.journal.mend(path, "disk I/O error") == ()
+    assert survey.lost_ranges(vault.folder) == []
+    assert not (vault.folder / "damaged").exists()
+
+
 def test_damage_in_what_was_kept_is_found(vault: Vault) -> None:
     """Whichever byte; what reads it says so, or reads what was written."""
     fill(vault, 12)
