@@ -105,9 +105,13 @@ def subscribed(keys: tuple[str, ...], mode: Mode = Mode.FULL) -> tuple[Subscript
     return tuple(Subscription(instrument_key=key, mode=mode) for key in keys)
 
 
-def exchange(*steps: do.Step, **changed: Any) -> Simulator:
+@contextlib.asynccontextmanager
+async def exchange(*steps: do.Step, **changed: Any) -> AsyncIterator[Simulator]:
+    """Start a simulator; what its script has at second 0 has happened when anybody comes."""
     settings: dict[str, Any] = {"instruments": 20, "updates_per_second": 40.0}
-    return Simulator(SimulatorSettings(**(settings | changed), script=steps))
+    async with Simulator(SimulatorSettings(**(settings | changed), script=steps)) as simulator:
+        await asyncio.sleep(0.01)
+        yield simulator
 
 
 async def test_working_feed_says_nothing() -> None:
