@@ -78,10 +78,16 @@ def call(
     )
 
 
-def fed(words: list[str], given: str, environ: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+def fed(
+    words: list[str],
+    given: str,
+    environ: Mapping[str, str],
+    folder: Path,
+    program: tuple[str, ...] = (str(PROGRAM),),
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end with something on its stdin."""
     return subprocess.run(
-        [str(PROGRAM), *words],
+        [*program, *words],
         env={**CLEAN, **environ},
         cwd=folder,
         input=given,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import stat
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from programs import CLEAN, PROGRAM, Running, environ_for, simulator, stats
+from programs import PROGRAM, Running, environ_for, fed, simulator, stats
 from servers import wait_until
 
 if TYPE_CHECKING:
@@ -21,16 +20,7 @@ def under(umask: str) -> tuple[str, ...]:
 
 
 def call(umask: str, *words: str, environ: Mapping[str, str], folder: Path, given: str = "") -> None:
-    done = subprocess.run(
-        [*under(umask), *words],
-        env={**CLEAN, **environ},
-        cwd=folder,
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = fed([*words], given, environ, folder, program=under(umask))
     assert done.returncode in {0, 1}, done.stderr
     assert "bug" not in done.stderr
 
