@@ -7,7 +7,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["make_folder", "replace_file", "sync_folder"]
+__all__ = ["make_folder", "replace_file", "sync_file", "sync_folder"]
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -39,6 +39,11 @@ def make_folder(path: Path) -> None:
 
 def sync_folder(path: Path) -> None:
     """Make a folder's entries durable: names given, changed and removed."""
+    sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Make what a file holds durable, whoever wrote it."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

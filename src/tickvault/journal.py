@@ -275,7 +275,7 @@ class Journal:
         return known is not None and path.stem.isdigit() and int(path.stem) < known[2]
 
     def _segment_path(self) -> Path:
-        return self._folder / f"{self._segment_first:016}.db"
+        return segments.path_of(self._folder, self._segment_first)
 
     def close(self) -> None:
         """Say that it ends, if nobody has; seal what is open, if it holds frames, and close."""

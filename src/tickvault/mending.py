@@ -41,7 +41,7 @@ def examine(paths: Sequence[Path], known_id: str | None, *, walk: bool = True) -
             raise JournalDamaged(
                 f"{path}: {found}; the next `tickvault run` sets it aside and keeps what is whole", path=path
             )
-    found_id = _recorder_of(paths)
+    found_id = likely_id if known_id is None else _recorder_of(paths)
     if known_id is not None and found_id is not None and known_id != found_id:
         raise Refused(
             f"state.db belongs to recorder {known_id}, the journal to {found_id}: files of two data folders are mixed; "
@@ -110,8 +110,7 @@ def born(paths: Sequence[Path], *, state_known: bool) -> list[Path]:
         if segments.is_born(path):
             found.append(path)
         elif state_known:
-            for suffix in ("-shm", "-wal", ""):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            segments.unlink(path)
         else:
             set_aside(path)
     return found

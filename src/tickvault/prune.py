@@ -117,7 +117,5 @@ def _is_old(path: Path, before_ns: int | None) -> bool:
 
 
 def _remove(path: Path) -> None:
-    # The database last: a log without one is removed at open, one whose log is gone would look whole.
-    for suffix in ("-shm", "-wal", ""):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    segments.unlink(path)
     sync_folder(path.parent)

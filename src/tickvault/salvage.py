@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import sqlite3
 from contextlib import closing, suppress
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tickvault import pages, segments
-from tickvault.durable import sync_folder
+from tickvault.durable import sync_file, sync_folder
 from tickvault.errors import JournalDamaged, Refused
 from tickvault.segments import NewEvent
 
@@ -154,7 +153,7 @@ def put_in_place(temporary: Path) -> Path:
         temporary: `<name>.db.tmp`, complete.
     """
     with segments.full_disk_translated():
-        _sync(temporary)
+        sync_file(temporary)
         ready = temporary.with_suffix("").with_suffix(".salvaged")
         temporary.rename(ready)
         sync_folder(ready.parent)
@@ -228,11 +227,3 @@ def _lost(
 def _remove(temporary: Path) -> None:
     for suffix in ("", "-wal", "-shm", "-journal"):
         temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

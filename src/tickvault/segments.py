@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tickvault import pages
 from tickvault.durable import sync_folder
 from tickvault.errors import JournalDamaged, JournalFull, Refused
 from tickvault.model import Definition, Event, Frame
@@ -179,6 +180,11 @@ def _error_name(exc: Exception) -> str:
     return getattr(exc, "sqlite_errorname", "")  # Python's own errors have none: text that is not UTF-8
 
 
+def path_of(folder: Path, first_seq: int) -> Path:
+    """Return where the segment that begins with `first_seq` is."""
+    return folder / f"{first_seq:016}.db"
+
+
 def create(
     folder: Path, *, recorder: str, first_seq: int, begun_ns: int, events: Sequence[NewEvent]
 ) -> sqlite3.Connection:
@@ -187,9 +193,8 @@ def create(
     Raises:
         JournalFull: the disk is full; what is left of it counts for nothing.
     """
-    path = folder / f"{first_seq:016}.db"
-    for suffix in ("-shm", "-wal", ""):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    path = path_of(folder, first_seq)
+    unlink(path)
     with full_disk_translated():
         db = writer(path)
         try:
@@ -217,12 +222,19 @@ def writer(path: Path) -> sqlite3.Connection:
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     os.close(fd)
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-    db.execute("PRAGMA page_size = 8192")
+    db.execute(f"PRAGMA page_size = {pages.PAGE_SIZE}")
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA wal_autocheckpoint = 2000")
     db.execute("PRAGMA temp_store = MEMORY")
     return db
+
+
+def unlink(path: Path) -> None:
+    """Remove a segment with its log; a repeat goes on where one was interrupted."""
+    # The database last: a log without one is removed at open, one whose log is gone would look whole.
+    for suffix in ("-shm", "-wal", ""):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def reader(path: Path) -> sqlite3.Connection:
