@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
 import math
 import shutil
 import tempfile
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
-from yarl import URL
 
 from tickvault import archive, segments, snapshots, survey
 from tickvault.addresses import bare_url
@@ -39,13 +37,13 @@ from tickvault.health import ALARMS, FeedHealth
 from tickvault.mending import examine
 from tickvault.model import Mode
 from tickvault.resolving import guarded
+from tickvault.serverclock import Dates
 from tickvault.settings import check_plaintext, plain_hosts, require_recordable
 from tickvault.sinks.influx import InfluxSink
 from tickvault.state import read_view
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
-    from types import SimpleNamespace
 
     from tickvault.brokers.upstox.token_files import Found
     from tickvault.settings import InfluxSettings, Settings
@@ -77,7 +75,7 @@ async def run_checks(
         resolve: host name → its addresses, as for `settings.check_plaintext`; called in a thread.
         wall_s: UTC wall clock in s.
     """
-    dates = _Dates(wall_s)
+    dates = Dates(wall_s)
     async with aiohttp.ClientSession(
         connector=guarded(plain_hosts(settings)), trace_configs=[dates.trace()], cookie_jar=aiohttp.DummyCookieJar()
     ) as session:
@@ -123,63 +121,13 @@ async def _bounded(what: str, check: Callable[[], Awaitable[list[Row]]]) -> list
         return [Row(False, what, str(exc))]
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A server's clock, read off one answer: it stood between `date_s` and a second later when we saw these times."""
-
-    date_s: float
-    sent_s: float
-    received_s: float
-
-    def off_s(self) -> float:
-        """Return how far our clock is surely ahead (positive) or behind (negative); 0 when it may be right."""
-        ahead_s = self.sent_s - (self.date_s + 1.0)
-        behind_s = self.received_s - self.date_s
-        return ahead_s if ahead_s > 0 else min(behind_s, 0.0)
-
-
-class _Dates:
-    """Collects the Date headers of a session's answers by origin."""
-
-    def __init__(self, wall_s: Callable[[], float]) -> None:
-        self._wall_s = wall_s
-        self._seen: dict[URL, _Seen] = {}
-
-    def trace(self) -> aiohttp.TraceConfig:
-        """Return what a session has to be made with."""
-        trace = aiohttp.TraceConfig()
-        trace.on_request_start.append(self._started)
-        trace.on_request_end.append(self._ended)
-        return trace
-
-    def of(self, url: str) -> _Seen | None:
-        """Return what the server at an address told last."""
-        return self._seen.get(URL(url).origin())
-
-    async def _started(
-        self, _session: aiohttp.ClientSession, context: SimpleNamespace, _params: aiohttp.TraceRequestStartParams
-    ) -> None:
-        context.sent_s = self._wall_s()
-
-    async def _ended(
-        self, _session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceRequestEndParams
-    ) -> None:
-        headers = params.response.headers
-        # A cache's answer tells when the origin was asked.
-        if headers.get("Age", "0") != "0":
-            return
-        with contextlib.suppress(ValueError):
-            date_s = email.utils.parsedate_to_datetime(headers.get("Date", "")).timestamp()
-            self._seen[params.url.origin()] = _Seen(date_s, context.sent_s, self._wall_s())
-
-
 @dataclass(slots=True)
 class _Checks:
     """The checks; later ones use what earlier ones found."""
 
     _settings: Settings
     _session: aiohttp.ClientSession
-    _dates: _Dates
+    _dates: Dates
     _wall_s: Callable[[], float]
     _token: str | None = field(default=None, repr=False)
 

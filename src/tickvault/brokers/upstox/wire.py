@@ -11,13 +11,11 @@ Laws:
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, TypeAlias
-from unicodedata import category
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from google.protobuf.message import DecodeError
 
 from tickvault.brokers.upstox.arrays import (
     copied,
@@ -30,14 +28,15 @@ from tickvault.brokers.upstox.arrays import (
     null_if_zero,
     parents,
 )
+from tickvault.brokers.upstox.entries import Branches, Entries
 from tickvault.brokers.upstox.parsing import parse
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
+from tickvault.brokers.upstox.unusable import is_unusable, rejected_candle, rejected_key, unusable_of
 from tickvault.model import SCHEMAS, TABLES, Definition, Frame, Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tickvault.brokers.upstox.parsing import Messages
 
 __all__ = ["Decoded", "decode", "instrument_rows", "last_versions"]
 
@@ -105,9 +104,9 @@ def decode(frames: Sequence[Frame], *, recorder_id: str, definitions: Mapping[st
     received_us = int64([frame.received_ns // 1000 for frame in good])
     seqs = int64([frame.seq for frame in good])
     frame_us, restamped = _frame_times(messages.current_ms, received_us)
-    entries, bad_keys = _Entries.of(messages, good)
+    entries, bad_keys = Entries.of(messages, good)
     statuses, bad_segments = _market_status(messages.info, seqs, frame_us, good)
-    symbols, branches = entries.symbols(definitions), _Branches.of(entries.mode, entries.messages)
+    symbols, branches = entries.symbols(definitions), Branches.of(entries.mode, entries.messages)
     candles, bad_candles = _candles(entries, branches, recorder_id=recorder_id, seqs=seqs, symbols=symbols, frames=good)
     tables = {
         "ticks": _ticks(
@@ -149,128 +148,6 @@ def instrument_rows(valid_from_seq: int, definitions: Sequence[Definition]) -> p
     return pa.table({"valid_from_seq": [valid_from_seq] * len(definitions), **columns}, schema=SCHEMAS["instruments"])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Entries:
-    """The feed entries of all frames, one row each, duplicates and unusable keys gone.
-
-    Attributes:
-        names: the distinct instrument keys.
-        codes: of each entry, the index of its key in them.
-        frame: index of the frame each entry came in.
-        mode: RequestMode of each.
-        messages: what each holds, by branch (parsing.Messages).
-    """
-
-    names: pa.Array
-    codes: pa.Array
-    frame: pa.Array
-    mode: pa.Array
-    messages: Mapping[str, pa.StructArray]
-
-    @classmethod
-    def of(cls, found: Messages, frames: Sequence[Frame]) -> tuple[_Entries, list[Rejected]]:
-        keys = found.keys.dictionary_encode()
-        entries = cls(
-            names=keys.dictionary, codes=keys.indices, frame=found.frame, mode=found.mode, messages=found.branches
-        )
-        marks = _marks(entries.names.to_pylist())
-        if not any(marks):
-            return entries._without_duplicates(), []
-        bad = marked(marks, keys)
-        rejected = [
-            _rejected_key(frames[entries.frame[row].as_py()], "ticks", entries.key(row))
-            for row in pc.indices_nonzero(bad).to_pylist()
-        ]
-        return entries.take(pc.indices_nonzero(pc.invert(bad)))._without_duplicates(), rejected
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def key(self, row: int) -> str:
-        return str(self.names[self.codes[row].as_py()].as_py())
-
-    def take(self, rows: pa.Array) -> _Entries:
-        return replace(
-            self,
-            codes=self.codes.take(rows),
-            frame=self.frame.take(rows),
-            mode=self.mode.take(rows),
-            messages={name: messages.take(rows) for name, messages in self.messages.items()},
-        )
-
-    def _without_duplicates(self) -> _Entries:
-        last = last_of_each(self.codes, self.frame)
-        return self if len(last) == len(self) else self.take(last)
-
-    def symbols(self, definitions: Mapping[str, Definition]) -> pa.Array:
-        """Return the symbol of each of `names`; the key where no definition knows one."""
-        known = [(key, definitions.get(key)) for key in self.names.to_pylist()]
-        return pa.array([key if one is None else one.symbol or key for key, one in known], pa.string())
-
-
-_Fields: TypeAlias = "Mapping[str, pa.Array]"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Branches:
-    """What entries hold, field by field, one value an entry and null where its message is not there.
-
-    Attributes:
-        mode: RequestMode numbers.
-        market: fields of MarketFullFeed; empty if no entry has one. `index` and `first` alike.
-        ltpc: fields of LTPC, one mapping for each place that has any; `greeks` alike.
-    """
-
-    mode: pa.Array
-    market: _Fields
-    index: _Fields
-    first: _Fields
-    ltpc: Sequence[_Fields]
-    greeks: Sequence[_Fields]
-
-    @classmethod
-    def of(cls, mode: pa.Array, messages: Mapping[str, pa.StructArray]) -> _Branches:
-        market, index, first = (fields(messages.get(name)) for name in ("marketFF", "indexFF", "firstLevelWithGreeks"))
-        ltpc = [fields(part.get("ltpc")) for part in (messages, market, index, first)]
-        greeks = [fields(part.get("optionGreeks")) for part in (market, first)]
-        return cls(
-            mode=mode,
-            market=market,
-            index=index,
-            first=first,
-            ltpc=[part for part in ltpc if part],
-            greeks=[part for part in greeks if part],
-        )
-
-    def value(self, name: str, places: Iterable[_Fields], kind: pa.DataType) -> pa.Array:
-        """Return the value at the first of these places that has one, in memory of its own."""
-        found = [part[name] for part in places if part]
-        if not found:
-            return pa.nulls(len(self.mode), kind)
-        return copied(found[0]) if len(found) == 1 else pc.coalesce(*found)
-
-
-def _rejected_key(frame: Frame, table: str, key: str) -> Rejected:
-    reason = f"unusable key {key!r}: a key is not empty, holds no control characters and does not end in a backslash"
-    return Rejected(seq=frame.seq, table=table, instrument_key=key, reason=reason, body=_piece(frame, table, key))
-
-
-def _piece(frame: Frame, table: str, key: str) -> bytes:
-    """Return the frame with nothing in it but what is rejected: it may come with every frame, and beside much else."""
-    try:
-        whole = pb.FeedResponse.FromString(frame.payload)
-    except DecodeError:
-        return frame.payload
-    piece = pb.FeedResponse(type=whole.type, currentTs=whole.currentTs)
-    if table == "market_status":
-        piece.marketInfo.CopyFrom(whole.marketInfo)
-    elif key in whole.feeds:
-        piece.feeds[key].CopyFrom(whole.feeds[key])
-    else:  # protobuf's parser sets an entry with unknown fields aside
-        return frame.payload
-    return piece.SerializeToString()
-
-
 def _frame_times(current_ms: pa.Array, received_us: pa.Array) -> tuple[pa.Array, int]:
     """Return each frame's time in µs: currentTs, or the receive time where that is 0 or more than a day off."""
     received_ms = pc.divide(received_us, 1000)
@@ -291,8 +168,8 @@ def _days(seqs: Sequence[int], frame_us: pa.Array) -> tuple[tuple[dt.date, tuple
 
 
 def _ticks(
-    entries: _Entries,
-    branches: _Branches,
+    entries: Entries,
+    branches: Branches,
     *,
     recorder_id: str,
     seqs: pa.Array,
@@ -327,7 +204,7 @@ def _ticks(
     return _table("ticks", columns)
 
 
-def _book(branches: _Branches, count: int) -> dict[str, pa.Array]:
+def _book(branches: Branches, count: int) -> dict[str, pa.Array]:
     quotes = {"bid_price": "bidP", "ask_price": "askP", "bid_qty": "bidQ", "ask_qty": "askQ"}
     levels = fields(branches.market.get("marketLevel")).get("bidAskQuote")
     first = branches.first.get("firstDepth")
@@ -365,8 +242,8 @@ def _as_list(quotes: pa.StructArray, field: str) -> pa.ListArray:
 
 
 def _candles(
-    entries: _Entries,
-    branches: _Branches,
+    entries: Entries,
+    branches: Branches,
     *,
     recorder_id: str,
     seqs: pa.Array,
@@ -397,16 +274,16 @@ def _candles(
     return _table("candles", columns), rejected
 
 
-def _candles_of(lists: pa.ListArray, entries: _Entries, frames: Sequence[Frame]) -> tuple[pa.Table, list[Rejected]]:
+def _candles_of(lists: pa.ListArray, entries: Entries, frames: Sequence[Frame]) -> tuple[pa.Table, list[Rejected]]:
     """Return the candles of one branch: entry, code of its key, interval, start_ms and values; and the bad."""
     values, entry = lists.flatten(), pc.list_parent_indices(lists)
     start_ms, intervals = pc.struct_field(values, "ts"), pc.struct_field(values, "interval").dictionary_encode()
     names = intervals.dictionary.to_pylist()
     named = pc.and_(marked([bool(name) for name in names], intervals), pc.not_equal(start_ms, 0))
-    writable = marked([not _is_unusable(name) for name in names], intervals)
+    writable = marked([not is_unusable(name) for name in names], intervals)
     storable = pc.and_(_in_range(start_ms), writable)
     rejected = [
-        _rejected_candle(
+        rejected_candle(
             frames[entries.frame[entry[row].as_py()].as_py()],
             entries.key(entry[row].as_py()),
             f"candle start {start_ms[row]} beyond what a nanosecond timestamp can hold"
@@ -427,11 +304,6 @@ def _candles_of(lists: pa.ListArray, entries: _Entries, frames: Sequence[Frame])
     )
     kept = pc.and_(named, storable)
     return table if pc.all(kept).as_py() else table.filter(kept), rejected
-
-
-def _rejected_candle(frame: Frame, key: str, reason: str) -> Rejected:
-    body = _piece(frame, "candles", key)
-    return Rejected(seq=frame.seq, table="candles", instrument_key=key, reason=reason, body=body)
 
 
 def _market_status(
@@ -456,9 +328,9 @@ def _market_status(
             usable = pc.and_(pc.greater(updated_ms, 0), pc.less(updated_ms, _MAX_MS))
             times = pc.if_else(usable, pc.multiply(pc.if_else(usable, updated_ms, 0), 1000), times)
         encoded = keys.dictionary_encode()
-        bad = marked(_marks(encoded.dictionary.to_pylist()), encoded)
+        bad = marked(unusable_of(encoded.dictionary.to_pylist()), encoded)
         rejected += [
-            _rejected_key(frames[frame[row].as_py()], "market_status", keys[row].as_py())
+            rejected_key(frames[frame[row].as_py()], "market_status", keys[row].as_py())
             for row in pc.indices_nonzero(bad).to_pylist()
         ]
         columns = {
@@ -472,19 +344,6 @@ def _market_status(
         kept = pc.and_(pc.invert(bad), pc.is_in(int64(range(len(keys))), value_set=last))
         parts.append(_table("market_status", columns).filter(kept))
     return pa.concat_tables([_EMPTY["market_status"], *parts]), rejected
-
-
-def _is_unusable(text: str) -> bool:
-    """Say whether no line protocol, file name or terminal can hold it: a control character, or a backslash last."""
-    return text.endswith("\\") or (not text.isprintable() and any(category(one) == "Cc" for one in text))
-
-
-def _marks(keys: Sequence[str]) -> list[bool]:
-    """Return which instrument keys, or names of segments, are none."""
-    together = "".join(keys)
-    if together.isprintable() and "\\" not in together and "" not in keys:
-        return [False] * len(keys)
-    return [not key or _is_unusable(key) for key in keys]
 
 
 def _in_range(ms: pa.Array) -> pa.Array:
