@@ -209,6 +209,37 @@ def test_of_a_key_sent_twice_in_a_frame_the_last_wins() -> None:
     assert only(decoded, "market_status")["status"] == "NORMAL_OPEN"
 
 
+@pytest.mark.parametrize("first", ["ltpc", "fullFeed", "firstLevelWithGreeks", "indexFF"])
+@pytest.mark.parametrize("second", ["ltpc", "fullFeed", "firstLevelWithGreeks", "indexFF"])
+def test_of_branches_of_which_only_one_may_be_the_last_wins_and_the_same_are_merged(first: str, second: str) -> None:
+    """As protobuf has it, whatever the order; no library writes such an entry."""
+    entry = b"".join(_branch(name, ltp=price).SerializeToString() for name, price in ((first, 5.0), (second, 0.0)))
+    payload = _with_entry(entry)
+    canonical = pb.FeedResponse.FromString(payload).SerializeToString()
+    assert payload != canonical
+    assert rows(run(payload, market(atp=1.0))) == rows(run(canonical, market(atp=1.0)))
+
+
+def _branch(name: str, ltp: float) -> pb.Feed:
+    ltpc = pb.LTPC(ltp=ltp) if ltp else pb.LTPC(cp=2.0)
+    if name == "ltpc":
+        return pb.Feed(ltpc=ltpc)
+    if name == "firstLevelWithGreeks":
+        return pb.Feed(firstLevelWithGreeks=pb.FirstLevelWithGreeks(ltpc=ltpc))
+    if name == "indexFF":
+        return pb.Feed(fullFeed=pb.FullFeed(indexFF=pb.IndexFullFeed(ltpc=ltpc)))
+    return pb.Feed(fullFeed=pb.FullFeed(marketFF=pb.MarketFullFeed(ltpc=ltpc)))
+
+
+def _with_entry(entry: bytes) -> bytes:
+    """Return a frame of one feed entry of these bytes."""
+    whole = message(feeds={KEY: pb.Feed(ltpc=pb.LTPC(ltp=1.0))}).SerializeToString()
+    [value] = (feed.SerializeToString() for feed in pb.FeedResponse.FromString(whole).feeds.values())
+    key = b"\x0a" + bytes([len(KEY)]) + KEY.encode()
+    old, new = (key + b"\x12" + bytes([len(one)]) + one for one in (value, entry))
+    return whole.replace(b"\x12" + bytes([len(old)]) + old, b"\x12" + bytes([len(new)]) + new)
+
+
 def test_numbers_of_enums_we_do_not_know_are_told_as_digits() -> None:
     """A newer broker's mode or status is a row, not a failure."""
     info = pb.MarketInfo(segmentStatus={"NSE_EQ": 99})

@@ -1,8 +1,8 @@
 """Bytes of messages to columns (ptars): all frames in one call, and never more than one bad frame lost to view. Pure.
 
 What most entries do not have, the branches beside `marketFF`, is bytes to the first pass and parsed in a second where it
-occurs: columns of nulls for it would cost a fourth of the time. Of such a branch that comes twice in one entry, which
-protobuf would merge and no library writes, the last is taken.
+occurs: columns of nulls for it would cost a fourth of the time. An entry with two branches where protobuf allows one, or
+with such a branch twice, goes through protobuf's own parser, which keeps the last, or merges them; no library writes one.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ def _handlers() -> tuple[Any, Mapping[str, Any]]:
     for message in file.message_type:
         for field in message.field:
             if (message.name, field.name) in _RARE:
-                field.type = FieldDescriptorProto.TYPE_BYTES
+                field.type, field.label = FieldDescriptorProto.TYPE_BYTES, FieldDescriptorProto.LABEL_REPEATED
                 field.ClearField("type_name")
+                field.ClearField("oneof_index")
     pool = DescriptorPool()
     pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
     pool.AddSerializedFile(file.SerializeToString())
@@ -125,9 +126,11 @@ def _columns(payloads: Sequence[bytes]) -> Messages:
     feeds = columns.column("feeds")
     top = fields(feeds.items)
     full = fields(top.get("fullFeed"))
-    found = {"marketFF": full.get("marketFF")}
+    branches = {"marketFF": full.get("marketFF")}
     for (message, field), kind in _RARE.items():
-        found[field] = _rare(kind, (top if message == "Feed" else full).get(field))
+        branches[field] = _rare(kind, (top if message == "Feed" else full).get(field))
+    _check_single(*(branches[name] for name in ("ltpc", "firstLevelWithGreeks")), top.get("fullFeed"))
+    _check_single(*(branches[name] for name in ("marketFF", "indexFF")))
     return Messages(
         type=columns.column("type"),
         current_ms=columns.column("currentTs"),
@@ -135,15 +138,35 @@ def _columns(payloads: Sequence[bytes]) -> Messages:
         keys=feeds.keys,
         frame=parents(feeds),
         mode=pc.struct_field(feeds.items, "requestMode"),
-        branches={name: messages for name, messages in found.items() if messages is not None},
+        branches={name: messages for name, messages in branches.items() if messages is not None},
     )
 
 
-def _rare(kind: str, messages: pa.BinaryArray | None) -> pa.StructArray | None:
-    """Parse messages where there are any; None if there is none."""
-    if messages is None or messages.null_count == len(messages):
+def _check_single(*branches: pa.Array | None) -> None:
+    """See that no entry has two branches of a `oneof`: the parser does not tell which of them came last.
+
+    Raises:
+        ValueError: an entry has.
+    """
+    there = [one.is_valid() for one in branches if one is not None and one.null_count < len(one)]
+    for number, one in enumerate(there):
+        for other in there[:number]:
+            if pc.any(pc.and_(one, other)).as_py():
+                raise ValueError("an entry has two branches where one is allowed")
+
+
+def _rare(kind: str, messages: pa.ListArray | None) -> pa.StructArray | None:
+    """Parse messages where there are any; None if there is none.
+
+    Raises:
+        ValueError: an entry has several.
+    """
+    if messages is None or not len(messages.values):
         return None
-    return spread(_OF_RARE[kind].array_to_record_batch(messages.drop_null()).to_struct_array(), messages.is_valid())
+    lengths = pc.fill_null(pc.list_value_length(messages), 0)
+    if pc.max(lengths).as_py() > 1:
+        raise ValueError("an entry has a branch twice")
+    return spread(_OF_RARE[kind].array_to_record_batch(messages.flatten()).to_struct_array(), pc.equal(lengths, 1))
 
 
 def _readable(payloads: Sequence[bytes]) -> Sequence[bytes]:
