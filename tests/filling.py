@@ -157,6 +157,24 @@ async def stop_and_go_on(place: Path) -> None:
     bench.vault.drop()
 
 
+async def tell(place: Path) -> None:
+    """That the disk is low is told even when at first there is no room to write that down, and told once."""
+    bench = Bench(place, drop_oldest=False)
+    bench.vault.state._events = None
+    bench.fill()
+    ballast = Ballast(place)
+    ballast.leave(0)
+    for _ in range(2):
+        await bench.room.look()
+        assert bench.intake.held is not None
+        assert bench.vault.state.outbox_count() == 0
+    ballast.leave(MB)
+    for _ in range(2):
+        await bench.room.look()
+        assert [one.event for one in bench.vault.state.heads()] == ["disk.low"]
+    bench.vault.drop()
+
+
 async def drop(place: Path) -> None:
     """When asked for, the oldest undelivered segment goes, counted, in the ledger; sinks step over it."""
     bench = Bench(place, drop_oldest=True)
@@ -181,4 +199,4 @@ if __name__ == "__main__":
     if what == "every_write":
         every_write(where)
     else:
-        asyncio.run({"stop": stop_and_go_on, "drop": drop}[what](where))
+        asyncio.run({"stop": stop_and_go_on, "drop": drop, "tell": tell}[what](where))

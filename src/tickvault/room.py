@@ -81,6 +81,7 @@ class Room:
         self._mend = mend
         self._wall_ns = wall_ns
         self._low = False
+        self._rolled = self._told = False  # since it is low
 
     async def keep(self) -> None:
         """Run until cancelled."""
@@ -105,14 +106,26 @@ class Room:
             self._intake.hold(None)
             return
         if not self._low:
-            self._low = True
-            await asyncio.to_thread(self._tell, missing)
-            await self._roll()
+            self._low, self._rolled, self._told = True, False, False
+            _log.warning("disk.low", free_bytes=shutil.disk_usage(self._folder).free, missing_bytes=missing)
+        if not self._rolled:
+            self._rolled = await self._done(self._roll())
         await self._prune(before_ns=None, bytes_wanted=missing)
         if (missing := await asyncio.to_thread(self._missing)) and self._drop_oldest:
             await self._drop()
             missing = await asyncio.to_thread(self._missing)
         self._intake.hold(f"less than the reserve of {self._reserve} is free" if missing else None)
+        if not self._told:
+            self._told = await self._done(asyncio.to_thread(self._tell))
+
+    async def _done(self, step: Awaitable[None]) -> bool:
+        """Take a step that needs room itself; False when there was none: what makes room comes first."""
+        try:
+            await step
+        except _STANDS_IN_THE_WAY as exc:
+            _log.warning("disk.no_room_made", error=str(exc))
+            return False
+        return True
 
     def _missing(self) -> int:
         """Return how many bytes must be freed; while intake is held, with some to spare."""
@@ -120,10 +133,9 @@ class Room:
         needed = self._reserve.of(usage.total) * (_MORE if self._intake.held else 1)
         return max(0, int(needed) - usage.free)
 
-    def _tell(self, missing: int) -> None:
+    def _tell(self) -> None:
         usage = shutil.disk_usage(self._folder)
         text = f"{usage.free:,} of {usage.total:,} bytes are free on the disk of {self._folder.parent}, the reserve is {self._reserve}"
-        _log.warning("disk.low", free_bytes=usage.free, missing_bytes=missing)
         row = self._state.journal()
         if row is not None:
             notice = disk_notice(text, recorder_id=row[0], seq=row[1], at_ns=self._wall_ns())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.parametrize(("what", "size"), [("every_write", "16m"), ("stop", "20m"), ("drop", "20m")])
+@pytest.mark.parametrize(("what", "size"), [("every_write", "16m"), ("stop", "20m"), ("drop", "20m"), ("tell", "20m")])
 def test_on_a_real_full_disk(tmp_path: Path, what: str, size: str) -> None:
     """tests/filling.py says what each does."""
     on_small_disk(tmp_path / "disk", size, "filling", what)
