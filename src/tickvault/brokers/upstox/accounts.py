@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
+from heapq import nsmallest
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from tickvault.brokers.upstox.phases import Phase
@@ -194,22 +196,21 @@ class Accounts:
         """
         silent: dict[Why, list[str]] = {}
         pending = 0
-        no_plus = self._lacks_plus()
-        for key, account in self._accounts.items():
-            if account.served:
-                continue
+        waiting = self._waiting()
+        no_plus = self._lacks_plus(waiting.values())
+        for key, account in waiting.items():
             if not account.empty and (account.asked_s is None or now_s - account.asked_s < self._patience_s):
                 pending += 1
                 continue
             silent.setdefault(_why(account, phases.get(segment_of(key)), no_plus=no_plus), []).append(key)
         seen = [(key, account.seen_s) for key, account in self._accounts.items() if account.seen_s is not None]
-        oldest = sorted(seen, key=lambda one: one[1])[:SAMPLE]
+        oldest = nsmallest(SAMPLE, seen, key=itemgetter(1))
         return KeyReport(
             subscribed=len(self._accounts),
-            delivering=sum(account.served for account in self._accounts.values()),
+            delivering=len(self._accounts) - len(waiting),
             pending=pending,
             silent={why: _keys(keys) for why, keys in silent.items()},
-            never_seen=_keys([key for key, account in self._accounts.items() if account.seen_s is None]),
+            never_seen=_keys([key for key, account in waiting.items() if account.seen_s is None]),
             oldest=tuple((key, round(now_s - seen_s, 1)) for key, seen_s in oldest),
         )
 
@@ -224,10 +225,11 @@ class Accounts:
             held: whether the absence of data says nothing of a key now; patience begins anew when that is over.
         """
         found: dict[tuple[Why, float], list[str]] = {}
-        no_plus = self._lacks_plus()
+        waiting = self._waiting()
+        no_plus = self._lacks_plus(waiting.values())
         self._held_s = now_s if held else self._held_s
-        for key, account in self._accounts.items():
-            if account.served or account.unsure or key in self._missing:
+        for key, account in waiting.items():
+            if account.unsure or key in self._missing:
                 continue
             if account.asked_s is None or account.due_s is None:
                 continue
@@ -247,8 +249,14 @@ class Accounts:
         self._missing.difference_update(gone, back)
         return sorted(back), sorted(gone)
 
-    def _lacks_plus(self) -> bool:
+    def _waiting(self) -> dict[str, _Account]:
+        """Return those that have not delivered on this connection: of thousands, few."""
+        return {key: account for key, account in self._accounts.items() if not account.served}
+
+    def _lacks_plus(self, waiting: Iterable[_Account]) -> bool:
         """Whether no key in full_d30 delivers while others do: what an account without the Plus plan looks like."""
+        if not any(one.mode is Mode.FULL_D30 for one in waiting):
+            return False
         others = any(one.served for one in self._accounts.values() if one.mode is not Mode.FULL_D30)
         return others and not any(one.served for one in self._accounts.values() if one.mode is Mode.FULL_D30)
 

@@ -69,7 +69,7 @@ class Watch:
         self._settings = settings or WatchSettings()
         self._said_ns: dict[str, int] = {}
         self._pauses: dict[str, tuple[str, int]] = {}
-        self._keys: frozenset[str] = frozenset()
+        self._keys: dict[str, str] = {}  # key → its segment
         self._segments: dict[str, SegmentWatch] = {}
         self._conn = 0
         self._connected_ns = 0
@@ -90,15 +90,15 @@ class Watch:
 
     def amend(self, keys: Iterable[str], now_s: float, now_ns: int) -> tuple[Fact, ...]:
         """Go on with these keys on the same connection; return what that ends."""
-        self._keys, before = frozenset(keys), self._segments
+        self._keys, before = {key: segment_of(key) for key in keys}, self._segments
         self._segments = {}
-        for name, count in Counter(map(segment_of, self._keys)).items():
+        for name, count in Counter(self._keys.values()).items():
             one = before.pop(name, None)
             if one is None:
                 one = SegmentWatch(name, count, self._settings, self._label(name))
                 one.restart(now_s, now_ns)
             one.keys = count
-            one.served &= self._keys
+            one.served.intersection_update(self._keys)
             self._segments[name] = one
         silent = tuple(one.name for one in before.values() if one.silent)
         brown = tuple(one.name for one in before.values() if one.brown)
@@ -109,13 +109,15 @@ class Watch:
         """Take in what a frame says."""
         if observation.kind is Show.MARKET_INFO:
             self._take_statuses(observation)
-        touched = self._keys.intersection(observation.keys)
-        for key in touched:
-            self._segments[segment_of(key)].served.add(key)
-        if observation.kind is not Show.LIVE:
-            return
-        for name, updates in Counter(map(segment_of, touched)).items():
-            one = self._segments[name]
+        touched: dict[str, list[str]] = {}
+        for key in observation.keys:
+            if (name := self._keys.get(key)) is not None:
+                touched.setdefault(name, []).append(key)
+        for name, keys in touched.items():
+            one, updates = self._segments[name], len(keys)
+            one.served.update(keys)
+            if observation.kind is not Show.LIVE:
+                continue
             one.came_frames, one.came_updates = one.came_frames + 1, one.came_updates + updates
             one.data_ns = observation.received_ns
 
