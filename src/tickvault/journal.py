@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import ChainMap
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -242,7 +243,7 @@ class Journal:
 
         What a fact returned before will bring into force counts, appended yet or not.
         """
-        latest = {**self.definitions, **self._defining}
+        latest = ChainMap(self._defining, self.definitions)
         changed = [one for key, one in definitions.items() if latest.get(key) != one]
         self._defining.update((one.instrument_key, one) for one in changed)
         return Fact("defs", segments.defs_body(changed)) if changed else None

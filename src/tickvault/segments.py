@@ -14,7 +14,7 @@ import sqlite3
 import struct
 import zlib
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -73,6 +73,7 @@ CREATE TABLE events (
 ) STRICT;
 CREATE INDEX events_told ON events (after_seq) WHERE kind != 'alive';
 """
+_DEFINED: Final = tuple(one.name for one in fields(Definition))
 _RAW: Final = 0  # codec of a payload stored as received
 _FRAME_HEAD: Final = struct.Struct("<qqqq")
 _FULL: Final = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"})
@@ -395,7 +396,7 @@ def defs_body(definitions: Iterable[Definition], *, carried: bool = False) -> di
     """Return the body of a `defs` event; `carried` marks the copy that begins a segment."""
     rows = []
     for definition in definitions:
-        row = {name: value for name, value in asdict(definition).items() if value is not None}
+        row = {name: value for name in _DEFINED if (value := getattr(definition, name)) is not None}
         if definition.expiry is not None:
             row["expiry"] = definition.expiry.isoformat()
         rows.append(row)

@@ -176,3 +176,28 @@ async def until(condition: Callable[[], object], what: str, within_s: float = 10
     while not condition():
         assert time.monotonic() < deadline_s, f"{what}: not within {within_s} s"
         await asyncio.sleep(0.005)
+
+
+async def test_thousands_of_definitions_leave_the_loop_room(session: aiohttp.ClientSession, tmp_path: Path) -> None:
+    """They are journalled in parts, and between two of them whatever else is due has its turn."""
+    lists = Lists()
+    keys = [f"NSE_FO|{number}" for number in range(1_000)]
+    lists.rows = [contract(24_500.0, dt.date(2026, 9, 1), key) for key in keys]
+    app = web.Application()
+    app.router.add_get("/list", lists.handle)
+    told: list[str] = []
+    parts: list[int] = []
+    turns: set[int] = set()
+
+    async def keep(definitions: Mapping[str, Definition]) -> None:
+        told.extend(definitions)
+        parts.append(len(definitions))
+        asyncio.get_running_loop().call_soon(turns.add, len(parts))
+
+    async with TestServer(app) as server:
+        master = InstrumentList(url=str(server.make_url("/list")), cache_dir=tmp_path, session=session)
+        wanted = tuple(Subscription(instrument_key=key, mode=Mode.FULL) for key in keys)
+        await Definitions(master, tuple, keep).bring_into_force(wanted)
+    assert told == keys
+    assert max(parts) <= 200
+    assert turns == set(range(1, len(parts) + 1)), "each before the next part"

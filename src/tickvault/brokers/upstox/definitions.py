@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Definitions"]
 
+_AT_ONCE: Final = 200
 _PAUSE_S: Final = 60.0  # between looks at the list; it is compared with the broker's when it is no longer fresh
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -29,7 +31,7 @@ class Definitions:
     Args:
         master: the master list; None for none.
         planned: the keys of all sockets, as they are now.
-        journal: journals the definitions that differ from those in force.
+        journal: journals the definitions that differ from those in force; gets a few hundred at a time.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Definitions:
         keys = dict.fromkeys((*self._planned(), *(one.instrument_key for one in subscriptions)))
         async with self._asking:  # sockets that open together wait for one download
             self._version = await self._master.version()
-            await self._journal(await self._master.definitions(tuple(keys)))
+            await self._tell(await self._master.definitions(tuple(keys)))
         if not self._master.fresh:
             self._wanting.set()
 
@@ -82,4 +84,9 @@ class Definitions:
             async with self._asking:
                 if (version := await self._master.version()) != self._version:
                     self._version = version
-                    await self._journal(await self._master.lookup(tuple(self._planned())))
+                    await self._tell(await self._master.lookup(tuple(self._planned())))
+
+    async def _tell(self, found: Mapping[str, Definition]) -> None:
+        for start in range(0, len(found), _AT_ONCE):
+            await self._journal(dict(islice(found.items(), start, start + _AT_ONCE)))
+            await asyncio.sleep(0)  # thousands in one go would hold the event loop
