@@ -136,7 +136,8 @@ class Recorder:
             choice = self._choose(folder, session, self._intake)
             self._selector = choice.selector
             await choice.selector.prepare()
-            state, _ = State.open(
+            state, _ = await asyncio.to_thread(
+                State.open,
                 folder.state,
                 notify_interval_ns=int((self._settings.notify.interval_s if self._settings.notify else 0) * 1e9),
                 events=wanted_events(self._settings.notify),

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import stat
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from tickvault.brokers.upstox.instruments import InstrumentList, definitions, re
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
 from tickvault.errors import FeedUnavailable
 from tickvault.model import Definition, Mode
-from tickvault.selections import Key
+from tickvault.selections import Key, parse_selection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -265,6 +266,23 @@ async def test_instruments_url(
     selections = await source()
     assert [(one.what, one.mode) for one in selections] == [(Key(key), mode) for key, mode in expected]
     assert len(source.skipped) == (0 if len(items) < 4 else 5)
+
+
+async def test_a_list_of_thousands_is_read_beside_the_loop(
+    server: ListServer, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsing each of them takes the event loop's time otherwise, at every reconnect."""
+    threads: set[int] = set()
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        threads.add(threading.get_ident())
+        return parse_selection(*args, **kwargs)
+
+    monkeypatch.setattr("tickvault.brokers.upstox.keylist.parse_selection", seen)
+    server.body = json.dumps({"instruments": ["NSE_EQ|A"]}).encode()
+    await InstrumentsUrl(server.url, session, Mode.FULL)()
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_malformed_keys_are_told_once(server: ListServer, session: aiohttp.ClientSession) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import gzip
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -14,6 +15,7 @@ from aiohttp.test_utils import TestServer
 from structlog.testing import capture_logs
 
 from tickvault.brokers.upstox.instruments import InstrumentList
+from tickvault.brokers.upstox.planner import plan
 from tickvault.brokers.upstox.selector import Selector, Typed, session_date
 from tickvault.errors import ConfigurationError, FeedUnavailable
 from tickvault.model import Mode
@@ -282,3 +284,21 @@ async def test_while_something_waits_nobody_knows_what_has_to_close(desk: Desk) 
     never = desk.selector("NSE_EQ|A", "NSE_EQ:TCS", master=False)
     await never.prepare()
     assert not never.waiting
+
+
+async def test_thousands_of_keys_are_planned_beside_the_loop(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At start, at a reconnect and at each review: what they come to, and where they go, is a thread's work."""
+    threads: set[int] = set()
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        threads.add(threading.get_ident())
+        return plan(*args, **kwargs)
+
+    monkeypatch.setattr("tickvault.brokers.upstox.selector.plan", seen)
+    one = desk.selector(SPOT, "NSE_EQ|INE000000001")
+    await one.prepare()
+    await one.subscriptions(0)
+    await one.review()
+    assert one.planned == (SPOT, "NSE_EQ|INE000000001")
+    assert threads
+    assert threading.get_ident() not in threads

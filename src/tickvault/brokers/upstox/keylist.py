@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -14,6 +15,7 @@ from tickvault.selections import parse_selection
 if TYPE_CHECKING:
     import aiohttp
 
+    from tickvault.brokers.upstox.api import Answer
     from tickvault.model import Mode
     from tickvault.selections import Selection
 
@@ -70,23 +72,29 @@ class InstrumentsUrl:
         answer = await get(self._session, self._url, what=what, headers=headers, max_bytes=MAX_KEYS_BYTES)
         if answer.status != 200:
             raise FeedUnavailable(f"{what} answers with HTTP {answer.status}")
-        body = answer.json()
-        items = body.get("instruments") if isinstance(body, dict) else None
-        if not isinstance(items, list):
-            raise FeedUnavailable(f'{what} answers without a list; expected {{"instruments": ["NSE_EQ|…", …]}}')
-        selections: dict[object, Selection] = {}
-        malformed: dict[str, str] = {}
-        for item in items:
-            try:
-                one = parse_selection(item if isinstance(item, str) else "", self._default_mode, typed=False)
-            except ValueError as exc:
-                malformed[str(item)[:100]] = str(exc)
-            else:
-                selections.setdefault(one.what, one)
+        selections, malformed = await asyncio.to_thread(_parse, answer, what, self._default_mode)
         if malformed.keys() - self._malformed:
             log.warning("instruments_url.keys_skipped", count=len(malformed), examples=sorted(malformed)[:5])
         self._malformed = frozenset(malformed)
         if not selections:
             raise FeedUnavailable(f"{what} names no usable instrument")
         self.skipped = tuple(f"{what}: {why}" for why in malformed.values())
-        return tuple(selections.values())
+        return selections
+
+
+def _parse(answer: Answer, what: str, default_mode: Mode) -> tuple[tuple[Selection, ...], dict[str, str]]:
+    """Return the selections of an answer, each once, and what is wrong with the others; slow with thousands."""
+    body = answer.json()
+    items = body.get("instruments") if isinstance(body, dict) else None
+    if not isinstance(items, list):
+        raise FeedUnavailable(f'{what} answers without a list; expected {{"instruments": ["NSE_EQ|…", …]}}')
+    selections: dict[object, Selection] = {}
+    malformed: dict[str, str] = {}
+    for item in items:
+        try:
+            one = parse_selection(item if isinstance(item, str) else "", default_mode, typed=False)
+        except ValueError as exc:
+            malformed[str(item)[:100]] = str(exc)
+        else:
+            selections.setdefault(one.what, one)
+    return tuple(selections.values()), malformed

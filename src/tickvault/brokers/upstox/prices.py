@@ -37,9 +37,9 @@ class PriceTap:
         self._prices = {key: price for key, price in self._prices.items() if key in self._needles}
 
     def prices(self) -> Mapping[str, float]:
-        """Return key → last price, of those that had one."""
-        frames, self._frames = self._frames, {}
-        for key, payload in frames.items():
+        """Return key → last price, of those that had one; slow with hundreds, and may run in a thread."""
+        for key in tuple(self._frames):  # one by one: others may come meanwhile
+            payload = self._frames.pop(key)
             if key in self._needles and (price := _price(payload, key)):
                 self._prices[key] = price
         return dict(self._prices)

@@ -117,7 +117,7 @@ class Selector:
     Args:
         source: of the selections.
         master: the master list, which somebody keeps fresh; None without one, then only keys mean something.
-        prices: last prices of the keys that `follow` was called with.
+        prices: last prices of the keys that `follow` was called with; called in a thread.
         follow: called with the keys whose prices decide on strikes.
         plus: whether the account has the Plus plan.
         wall_ns: UTC wall clock in ns.
@@ -259,7 +259,7 @@ class Selector:
                 self._wanted, self._held = {}, frozenset()
             if morning or self._session is None:
                 self._session = session
-            self._take(self._resolve(self._session))
+            self._take(*await asyncio.to_thread(self._work_out, self._session))
 
     async def _ask(self) -> None:
         try:
@@ -286,20 +286,21 @@ class Selector:
             self._listing = await self._master.read(lambda rows: Listing(asked, rows)) or self._listing
             self._listing_of = key
 
-    def _resolve(self, session: dt.date) -> Resolution:
+    def _work_out(self, session: dt.date) -> tuple[Resolution, list[Subscription], Plan]:
+        """Return what selections come to, what of it is new, and where all goes; slow with thousands, changes nothing."""
         selections, listing = self._selections, self._listing
         if listing is None:  # keys need none
             selections, listing = [one for one in selections if isinstance(one.what, Key)], Listing((), ())
         held = self._held | self._wanted.keys()
-        return resolve(selections, listing, session, self._prices(), held)
+        resolution = resolve(selections, listing, session, self._prices(), held)
+        new = [one for one in resolution.subscriptions if one.instrument_key not in self._wanted]
+        return resolution, new, plan((*self._wanted.values(), *new), plus=self._plus, previous=self.plan)
 
-    def _take(self, resolution: Resolution) -> None:
-        self._resolution = resolution
+    def _take(self, resolution: Resolution, new: Iterable[Subscription], outcome: Plan) -> None:
+        self._resolution, self.plan = resolution, outcome
         self._follow(resolution.priced)
         before = len(self._wanted)
-        for one in resolution.subscriptions:
-            self._wanted.setdefault(one.instrument_key, one)
-        self.plan = plan(self._wanted.values(), plus=self._plus, previous=self.plan)
+        self._wanted.update((one.instrument_key, one) for one in new)
         waiting = self._unlisted()
         without = "wait for the master list" if self._master else "mean nothing with UPSTOX_INSTRUMENTS_URL=off"
         self.skipped = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tickvault.brokers.upstox.transitions import State
@@ -45,7 +45,7 @@ class _Slot:
 
     feed: Feed
     stopping: asyncio.Event
-    served: dict[str, Subscription] = field(default_factory=dict)
+    served: tuple[Subscription, ...] = ()
 
 
 class Sockets:
@@ -109,12 +109,12 @@ class Sockets:
                 if planned or not any(sockets):
                     self._open(socket, planned)
                 continue
-            wanted = {one.instrument_key: one for one in planned}
-            new = tuple(one for key, one in wanted.items() if slot.served.get(key) != one)
-            gone = tuple(key for key, one in slot.served.items() if wanted.get(key) != one)
-            if new or gone:
+            if planned != slot.served:
+                served, wanted = set(slot.served), set(planned)
+                new = tuple(one for one in planned if one not in served)
+                gone = tuple(one.instrument_key for one in slot.served if one not in wanted)
                 if not slot.stopping.is_set() and slot.feed.change(new, gone):
-                    slot.served = wanted
+                    slot.served = planned
             elif not planned and any(sockets) and slot.feed.state is State.LIVE:
                 slot.stopping.set()  # an account has few connections, and its owner may want this one
 
@@ -156,7 +156,7 @@ class Sockets:
     def _asked_by(self, socket: int) -> Callable[[], Awaitable[tuple[Subscription, ...]]]:
         async def subscriptions() -> tuple[Subscription, ...]:
             found = await self._selector.subscriptions(socket)
-            self._slots[socket].served = {one.instrument_key: one for one in found}
+            self._slots[socket].served = found
             await self._waits.begin(self._selector.unlisted)
             self.apply()  # the others have their part of what is new
             return found
