@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import datetime as dt
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from tickvault import query, survey
 from tickvault.datafolder import holder
@@ -18,6 +18,18 @@ from tickvault.health import state_of
 from tickvault.ledger import KINDS, Asked, Interval, Ledger, State, intervals
 from tickvault.model import IST, segment_of
 from tickvault.state import open_reader, read_view
+from tickvault.verdict import (
+    Absent,
+    Day,
+    Late,
+    Missing,
+    SegmentDay,
+    StoreDay,
+    absent_words,
+    late_words,
+    missing_words,
+    store_words,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,128 +39,13 @@ if TYPE_CHECKING:
 
     from tickvault.model import Event, Gap
 
-__all__ = ["Absent", "Day", "Late", "Missing", "SegmentDay", "StoreDay", "look"]
+__all__ = ["look"]
 
 _NS: Final = 1_000_000_000
 _DAY_NS: Final = 86_400 * _NS
 # The snapshot that answers a subscription comes within a second; the broker's docs promise nothing.
 _LATE_NS: Final = 5 * _NS
 _TABLES: Final = ("ticks", "candles", "market_status")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Missing:
-    """A stretch of a session that was not recorded, and the segments it was missing in."""
-
-    from_ns: int
-    to_ns: int
-    reason: str
-    detail: str
-    segments: tuple[str, ...]
-
-    @property
-    def seconds(self) -> float:
-        """How long it is."""
-        return (self.to_ns - self.from_ns) / _NS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentDay:
-    """One market segment's day.
-
-    Attributes:
-        session_s: seconds in which it traded, up to now.
-        recorded_s: seconds of them that are recorded.
-        states: state → seconds, over the whole day; `closed` is when it did not trade.
-        keys: instruments of it that were subscribed to.
-    """
-
-    segment: str
-    session_s: float
-    recorded_s: float
-    states: Mapping[str, float]
-    keys: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Absent:
-    """An instrument that the broker did not serve while its segment traded, by the ledger.
-
-    Attributes:
-        from_ns: since when, the first time; to_ns: until when, the last time. UTC wall clock.
-        seconds: of the session that it was missing, over the whole day.
-        detail: why, as far as it shows.
-    """
-
-    instrument_key: str
-    from_ns: int
-    to_ns: int
-    seconds: float
-    detail: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Late:
-    """An instrument whose first tick came late after its subscription, or that a new connection did not bring again.
-
-    Attributes:
-        after_s: seconds from the subscription to the first tick; None: none came at all.
-        lost_ns: when it was subscribed to again, if nothing has come since; UTC wall clock.
-    """
-
-    instrument_key: str
-    after_s: float | None
-    lost_ns: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreDay:
-    """How far a store is with the day's frames.
-
-    Attributes:
-        behind: frames of the day that it has not taken.
-        rows: table → rows of the day's frames that it has taken; those that it refused among them.
-        refused: pieces of the day that it refused, or that did not decode.
-        state: running, retrying, misconfigured, parked or stopped, and unknown before its first batch; `detail` says why.
-    """
-
-    name: str
-    cursor_seq: int
-    behind: int
-    rows: Mapping[str, int]
-    refused: int
-    state: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Day:
-    """The verdict.
-
-    Attributes:
-        date: in India.
-        complete: nothing is missing; `why` has a sentence for each thing that is.
-        hours_known: whether sessions come from the exchanges' calendar; otherwise the whole recording counts.
-        absent: instruments that were missing for a while, the longest first.
-        unknown: keys that the broker's master list does not have, and of which nothing has ever come; they cost nothing.
-        rows: table → rows of the day.
-    """
-
-    date: dt.date
-    complete: bool
-    why: tuple[str, ...]
-    hours_known: bool
-    segments: tuple[SegmentDay, ...]
-    missing: tuple[Missing, ...]
-    absent: tuple[Absent, ...]
-    late: tuple[Late, ...]
-    unknown: tuple[str, ...]
-    rows: Mapping[str, int]
-    stores: tuple[StoreDay, ...]
-
-    def json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return asdict(self) | {"date": self.date.isoformat()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +105,10 @@ def look(data_dir: Path, date: dt.date, *, now_ns: int, sinks: Collection[str] |
         *([] if segments else ["nothing was subscribed to"]),
         *([f"{', '.join(trading)} still to trade today"] if trading and hours_known else []),
         *(["the day is not over"] if trading and not hours_known else []),
-        *_missing_words(missing),
-        *_late_words(late),
-        *_absent_words(absent, {one.instrument_key for one in late if one.after_s is None or one.lost_ns is not None}),
-        *(words for store in stores for words in _store_words(store)),
+        *missing_words(missing),
+        *late_words(late),
+        *absent_words(absent, {one.instrument_key for one in late if one.after_s is None or one.lost_ns is not None}),
+        *(words for store in stores for words in store_words(store)),
     ]
     return Day(
         date=date,
@@ -385,45 +282,6 @@ def _nothing_known(name: str, frames: int) -> StoreDay:
     """Return the day of a store that nothing is written down of."""
     rows = dict.fromkeys(_TABLES, 0)
     return StoreDay(name=name, cursor_seq=0, behind=frames, rows=rows, refused=0, state="unknown", detail="no cursor")
-
-
-def _missing_words(missing: Sequence[Missing]) -> list[str]:
-    """Say how long each reason lasted, in the segment where it lasted longest."""
-    seconds: dict[str, dict[str, float]] = {}
-    for one in missing:
-        of_segment = seconds.setdefault(one.reason, {})
-        for segment in one.segments:
-            of_segment[segment] = of_segment.get(segment, 0.0) + one.seconds
-    return [f"{max(of_segment.values()):,.1f} s {reason}" for reason, of_segment in seconds.items()]
-
-
-def _late_words(late: Sequence[Late]) -> list[str]:
-    never = [one.instrument_key for one in late if one.after_s is None]
-    lost = [one.instrument_key for one in late if one.lost_ns is not None]
-    words = (("never seen", never), ("not seen since they were subscribed to again", lost))
-    return [
-        f"{len(keys):,} of the subscribed instruments {what}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
-        for what, keys in words
-        if keys
-    ]
-
-
-def _absent_words(absent: Sequence[Absent], named: Collection[str]) -> list[str]:
-    """Name the instruments that were missing for a while, unless they are named already."""
-    found = [one for one in absent if one.instrument_key not in named]
-    if not found:
-        return []
-    shown = ", ".join(f"{one.instrument_key} ({one.seconds:,.1f} s)" for one in found[:3])
-    return [f"{len(found):,} of the subscribed instruments not served for a while: {shown}{', …' * (len(found) > 3)}"]
-
-
-def _store_words(store: StoreDay) -> list[str]:
-    words = []
-    if store.behind:
-        words.append(f"{store.name} ({store.state}) has {store.behind:,} frames still to take")
-    if store.refused:
-        words.append(f"{store.name} refused {store.refused:,} rows: `tickvault dead-letters list` has its words")
-    return words
 
 
 def _midnight_ns(date: dt.date) -> int:

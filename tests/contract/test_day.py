@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tickvault.verdict import Day
+
 S = 10**9
 DATE = dt.date(2026, 9, 1)
 MIDNIGHT = int(dt.datetime(2026, 9, 1, tzinfo=IST).timestamp()) * S
@@ -75,7 +77,7 @@ def deliver(vault: Vault) -> None:
         pass
 
 
-def look(vault: Vault, now_ns: int = AFTER) -> days.Day:
+def look(vault: Vault, now_ns: int = AFTER) -> Day:
     return days.look(vault.path, DATE, now_ns=now_ns)
 
 
@@ -448,7 +450,7 @@ def known(*keys: str) -> Fact:
     return fact("defs", 0.5, **body)
 
 
-def day_with_a_key_that_never_came(vault: Vault, *facts: Fact) -> days.Day:
+def day_with_a_key_that_never_came(vault: Vault, *facts: Fact) -> Day:
     vault.journal.append([calendar(0, 10, 110), *facts])
     subscribe(vault, KEY, OTHER)
     trade(vault, 1.5, 50)

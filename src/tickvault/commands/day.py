@@ -18,8 +18,8 @@ from tickvault.model import IST
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tickvault.day import Absent, Day, Late, Missing, StoreDay
     from tickvault.settings import Settings
+    from tickvault.verdict import Absent, Day, Late, Missing, StoreDay
 
 __all__ = ["day", "show"]
 
