@@ -1,0 +1,16 @@
+"""Where a process takes its memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def test_arrow_takes_its_memory_where_python_does() -> None:
+    """Settled before Arrow is loaded: afterwards its Parquet writer would go on with a pool of its own."""
+    script = (
+        "import sys; from tickvault.__main__ import arrange; assert 'pyarrow' not in sys.modules; arrange();"
+        "import pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env={})
+    assert done.stdout.strip() == "system"
