@@ -1,9 +1,9 @@
-"""Journal chunks to batches: one decoder and one set of look-ups, for sinks and for queries alike. Pure."""
+"""Journal chunks to batches: one decoder and one set of look-ups, for sinks and for queries alike; when to close one. Pure."""
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tickvault.ledger import Ledger
+    from tickvault.model import BatchPolicy
     from tickvault.reading import Chunk
 
-__all__ = ["gap_rows", "joined", "to_batch"]
+__all__ = ["gap_rows", "joined", "to_batch", "wait_s"]
+
+_WAITS: Final = 4  # as long as the last delivery took: so a fifth of the time at most goes into delivering
 
 
 def to_batch(chunk: Chunk, *, recorder_id: str, ledger: Ledger) -> Batch:
@@ -41,6 +44,24 @@ def to_batch(chunk: Chunk, *, recorder_id: str, ledger: Ledger) -> Batch:
         rejected=decoded.rejected,
         days=_all_days(chunk, decoded.days),
     )
+
+
+def wait_s(policy: BatchPolicy, *, rows: int, nbytes: int, took_s: float) -> float:
+    """Return how long after its first frame a batch is closed; 0 when it is full.
+
+    A store that is quick is told soon. The longer it takes, and the more there is to tell it, the larger the batches:
+    what comes meanwhile waits in the journal, and what waits there goes into one batch, up to its bounds.
+
+    Args:
+        policy: of the sink.
+        rows: in the batch so far.
+        nbytes: of the payloads in it so far.
+        took_s: seconds that the delivery of the batch before took, from its last row to the cursor.
+    """
+    if rows >= policy.max_rows or nbytes >= policy.max_bytes:
+        return 0.0
+    least_s = policy.max_wait_s if policy.min_wait_s is None else policy.min_wait_s
+    return min(policy.max_wait_s, max(least_s, _WAITS * took_s))
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

@@ -11,7 +11,7 @@ import datetime as dt
 import math
 from typing import TYPE_CHECKING, Final
 
-from tickvault.batching import joined, to_batch
+from tickvault.batching import joined, to_batch, wait_s
 from tickvault.model import IST
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Collector:
         self._held: Chunk | None = None  # read, but of the next batch: other definitions are in force
         self._held_due_s = math.inf  # it has waited with the batch before it, and does not wait anew
         self._more = False  # the last read did not reach the journal's end
+        self._given_s = math.inf  # when the last batch was given away
+        self._took_s = 0.0  # until the next one was asked for
 
     async def next(self) -> Batch | None:
         """Return the next batch; None when everything is read and nothing more will come.
@@ -66,9 +68,15 @@ class Collector:
         Raises:
             JournalDamaged: as JournalReader.read does.
         """
+        self._took_s = max(0.0, asyncio.get_running_loop().time() - self._given_s)
+        batch = await self._collected()
+        self._given_s = asyncio.get_running_loop().time()
+        return batch
+
+    async def _collected(self) -> Batch | None:
         parts: list[Batch] = []
         rows, size, due_s = 0, 0, math.inf if self._held is None else self._held_due_s
-        while rows < self._policy.max_rows and size < self._policy.max_bytes:
+        while not parts or wait_s(self._policy, rows=rows, nbytes=size, took_s=self._took_s):
             if self._held is None and not self._more:
                 due_s = await self._wait(due_s)
             last_seq, ended = self._progress.last_seq, self._progress.ended
@@ -112,9 +120,9 @@ class Collector:
         return max(0.0, due_s - asyncio.get_running_loop().time())
 
     def _due_s(self) -> float:
-        wait_s = self._policy.max_wait_s
+        waits_s = wait_s(self._policy, rows=0, nbytes=0, took_s=self._took_s)
         if self._policy.by_date:
             now = dt.datetime.fromtimestamp(self._wall_ns() / 1e9, IST)
             midnight = (now + dt.timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-            wait_s = min(wait_s, (midnight - now).total_seconds())
-        return asyncio.get_running_loop().time() + wait_s
+            waits_s = min(waits_s, (midnight - now).total_seconds())
+        return asyncio.get_running_loop().time() + waits_s

@@ -326,12 +326,15 @@ class BatchPolicy:
         max_rows: rows over all tables; a single frame may exceed it.
         max_bytes: bytes of the frames' payloads read for it.
         max_wait_s: seconds from its first frame.
+        min_wait_s: seconds from its first frame that suffice for a store that is quick (batching.wait_s); None: a batch
+            waits `max_wait_s` however quick the store is.
         by_date: close it when the IST date of the frames changes.
     """
 
     max_rows: int
     max_bytes: int
     max_wait_s: float
+    min_wait_s: float | None = None
     by_date: bool = False
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
+import pytest
 from doubles import AT_MS, AT_NS, DAY_MS, payload
 
-from tickvault.batching import gap_rows, joined, to_batch
+from tickvault.batching import gap_rows, joined, to_batch, wait_s
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.ledger import Ledger
-from tickvault.model import SCHEMAS, Definition, Event, Frame, Gap
+from tickvault.model import SCHEMAS, BatchPolicy, Definition, Event, Frame, Gap
 from tickvault.reading import Chunk
 
 TODAY = dt.date(2026, 9, 1)
@@ -98,3 +99,30 @@ def test_slices_count_through_the_tables() -> None:
     for name in SCHEMAS:
         assert halves[0].tables[name].to_pylist() + halves[1].tables[name].to_pylist() == made.tables[name].to_pylist()
     assert made.row(made.rows - 1)[0] == "market_status"
+
+
+PROMPT = BatchPolicy(max_rows=5000, max_bytes=4_000_000, max_wait_s=1.0, min_wait_s=0.1)
+PATIENT = BatchPolicy(max_rows=5000, max_bytes=4_000_000, max_wait_s=60.0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "rows", "nbytes", "took_s", "waits_s"),
+    [
+        (PROMPT, 1, 100, 0.0, 0.1),
+        (PROMPT, 1, 100, 0.01, 0.1),
+        (PROMPT, 1, 100, 0.05, 0.2),
+        (PROMPT, 4999, 3_999_999, 0.2, 0.8),
+        (PROMPT, 1, 100, 0.3, 1.0),
+        (PROMPT, 1, 100, 3600.0, 1.0),
+        (PROMPT, 5000, 100, 0.01, 0.0),
+        (PROMPT, 1, 4_000_000, 0.01, 0.0),
+        (PATIENT, 1, 100, 0.0, 60.0),
+        (PATIENT, 1, 100, 3600.0, 60.0),
+        (PATIENT, 5000, 100, 0.0, 0.0),
+    ],
+)
+def test_a_batch_waits_as_the_store_is_quick_and_not_when_it_is_full(
+    policy: BatchPolicy, rows: int, nbytes: int, took_s: float, waits_s: float
+) -> None:
+    """Small and prompt for a store that is quick, larger the longer it takes, never beyond what the policy says."""
+    assert wait_s(policy, rows=rows, nbytes=nbytes, took_s=took_s) == waits_s
