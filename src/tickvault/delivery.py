@@ -42,10 +42,14 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _log: Final = structlog.get_logger(__name__)
-_REFUSALS_OF: Final = 10_000  # rows looked back on
-_REFUSALS_PERCENT: Final = 1  # more of them refused: a wrong mapping, not bad rows
+_REFUSED_ROWS: Final = 10_000, 1  # looked back on, and percent; more of them refused: a wrong mapping, not bad rows
+_UNREADABLE_FRAMES: Final = 200, 50  # the like; more of them do not decode: another protocol, not bad frames
 _LOOK_S: Final = 1.0  # how often it is looked whether a parked sink was resumed
 _WHOLE_BATCH: Final = 10  # rows from which "every row refused" is no accident
+_MAPPED: Final = (
+    "ticks",
+    "candles",
+)  # a frame's statuses alone are ten rows and more, and one conflict refuses them all
 
 
 class _Restart(Exception):
@@ -72,17 +76,19 @@ class _Parked(Exception):
 
 @dataclass(slots=True)
 class _Refusals:
-    """Rows refused among the last ones delivered."""
+    """What was refused among the last rows, or frames, delivered."""
 
-    rows: int = 0
+    of: int
+    percent: int
+    seen: int = 0
     refused: int = 0
 
-    def room_for(self, rows: int) -> int:
-        """Count rows about to be sent; return how many of them may be refused."""
-        if self.rows >= _REFUSALS_OF:
-            self.rows, self.refused = self.rows // 2, self.refused // 2
-        self.rows += rows
-        return max(self.rows, _REFUSALS_OF) * _REFUSALS_PERCENT // 100 - self.refused
+    def room_for(self, count: int) -> int:
+        """Count those about to be delivered; return how many of them may be refused."""
+        if self.seen >= self.of:
+            self.seen, self.refused = self.seen // 2, self.refused // 2
+        self.seen += count
+        return max(self.seen, self.of) * self.percent // 100 - self.refused
 
 
 class Delivery:
@@ -125,7 +131,7 @@ class Delivery:
         self._rng = rng
         self._message = message
         self._patience = patience
-        self._refusals = _Refusals()
+        self._refusals, self._unreadable = _Refusals(*_REFUSED_ROWS), _Refusals(*_UNREADABLE_FRAMES)
         self._condition = "parked" if cursor.state == "parked" else "running"  # what nobody was told the end of
         self._dropped, self._dropping = 0, False
         self._settling: deque[tuple[float, int]] = deque()
@@ -190,12 +196,14 @@ class Delivery:
 
     async def _deliver(self, batch: Batch) -> None:
         """Write one batch and move the cursor behind it."""
+        self._check_readable(batch)
         await self._in_state(self._state.attempt, self.name, batch.hi)
         room = self._refusals.room_for(batch.rows)
         refused = await send(self._write, batch, at_most=room) if batch.rows else []
         self._note_beyond_retention(batch.hi)
         self._refusals.refused += len(refused)
-        if len(refused) > room or len(refused) == batch.rows >= _WHOLE_BATCH:
+        mapped = any(batch.tables[name].num_rows for name in _MAPPED)
+        if len(refused) > room or (mapped and len(refused) == batch.rows >= _WHOLE_BATCH):
             raise _Parked(f"{len(refused)} of {batch.rows} rows refused: {refused[-1].reason}")
         notices = []
         if taken := batch.rows - len(refused):
@@ -225,6 +233,17 @@ class Delivery:
         self.frames += batch.hi - batch.lo + 1
         for name, table in batch.tables.items():
             self.rows[name] = self.rows.get(name, 0) + table.num_rows
+
+    def _check_readable(self, batch: Batch) -> None:
+        """Park rather than fill the state with letters of frames, which the journal keeps for a decoder that reads them."""
+        count = batch.hi - batch.lo + 1
+        unreadable = [one for one in batch.rejected if one.table == "frame"]
+        if len(unreadable) > self._unreadable.room_for(count):
+            raise _Parked(
+                f"{len(unreadable)} of {count} frames do not decode: {unreadable[-1].reason}; the protocol may have "
+                "changed: upgrade tickvault"
+            )
+        self._unreadable.refused += len(unreadable)
 
     def _note_beyond_retention(self, seq: int) -> None:
         """Tell, once each time it begins, that the store drops rows for their age: they count as delivered."""
@@ -293,7 +312,8 @@ class Delivery:
             cursor = await asyncio.to_thread(self._state.cursor, self.name)
             if cursor is not None and cursor.state != "parked":
                 _log.info("sink.resumed", sink=self.name, seq=cursor.seq)
-                self._cursor, self._refusals = cursor, _Refusals()
+                self._cursor = cursor
+                self._refusals, self._unreadable = _Refusals(*_REFUSED_ROWS), _Refusals(*_UNREADABLE_FRAMES)
                 return True
         return False
 

@@ -26,6 +26,7 @@ from tickvault.ledger import Ledger
 from tickvault.model import BatchPolicy, Definition
 from tickvault.reading import JournalReader
 from tickvault.segments import defs_body
+from tickvault.simulator.frames import SEGMENTS, market_info
 from tickvault.sinks.parquet import FileSystem, ParquetSink, ParquetStore
 from tickvault.survey import events
 from tickvault.testing import FlakySink, MemorySink
@@ -193,6 +194,38 @@ async def test_a_batch_refused_as_a_whole_parks(bench: Bench) -> None:
     bench.append(10)
     await bench.deliver(sink)
     assert (bench.cursor(sink).state, bench.cursor(sink).seq) == ("parked", 9)
+
+
+async def test_statuses_refused_as_a_whole_are_dead_letters(bench: Bench) -> None:
+    """A frame has more than ten of them: one conflict there is not to keep the ticks of a day from the store."""
+    bench.journal.append([received(1, market_info(1, dict.fromkeys(SEGMENTS, "NORMAL_OPEN")).SerializeToString())])
+    sink = FlakySink([BatchRejected("conflict")] * 1000, policy=singly())
+    await bench.deliver(sink)
+    assert (bench.cursor(sink).state, bench.cursor(sink).seq) == ("running", 1)
+    assert len(bench.dead()) == len(SEGMENTS) > 10
+
+
+async def test_frames_that_mostly_do_not_decode_park(bench: Bench) -> None:
+    """The journal keeps them for a decoder that can: they do not become letters for ever, each with all its bytes."""
+
+    def garbage(first: int, count: int) -> list[Received]:
+        return [received(n, b"\xff broken") for n in range(first, first + count)]
+
+    bench.journal.append(garbage(1, 100))
+    bench.append(100)
+    sink = FlakySink(tables=("ticks",), policy=singly(max_rows=10, max_bytes=10_000))
+    await bench.deliver(sink)
+    assert (bench.cursor(sink).state, bench.cursor(sink).seq, len(bench.dead())) == ("running", 200, 100)
+    sink = FlakySink(tables=("ticks",))
+    bench.journal.append(garbage(201, 101))
+    await bench.deliver(sink)
+    assert (bench.cursor(sink).state, bench.cursor(sink).seq, len(bench.dead())) == ("parked", 200, 100)
+    assert "101 of 101 frames do not decode" in bench.cursor(sink).detail
+    assert "upgrade tickvault" in bench.cursor(sink).detail
+    bench.append(200)
+    await bench.deliver(sink)
+    assert bench.cursor(sink).state == "running", "among others they are bad frames"
+    assert (bench.cursor(sink).seq, len(bench.dead()), len(sink.seqs())) == (501, 201, 200)
 
 
 async def test_a_bug_parks_one_sink_and_the_others_go_on(bench: Bench) -> None:
