@@ -2,238 +2,163 @@
 
 A sender in the benchmark's process plays the broker: it authorizes, and sends ready frames of 200 full_d5 instruments as
 fast as `tickvault run` takes them, on two cores together. Time runs from the first frame to the exit of the recorder, which
-drains its journal to Parquet before it goes. The backlog is the same journal delivered to an empty Parquet folder, and to a
-real InfluxDB 1.6.7. The bare loop posts the bodies that the sink posted to such a server, encoded beforehand, one after
-the other over one connection.
+drains its journal to the store before it goes. The backlog is the same frames in a journal, delivered to an empty Parquet
+folder, or to a fresh InfluxDB 1.6.7. The bare loop posts the bodies that delivery posts, encoded beforehand, with the same
+client, one after the other over one connection, to such a server. Every round does each piece of work twice, in one order and
+back again; a ratio is the median of the rounds'.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
+import itertools
+import statistics
 import tempfile
 import time
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
-from aiohttp import web
-
-from benchmarks.frames import FrameSet, definitions, frames, parse
-from benchmarks.rows import Row
+from benchmarks.backlog import Backlog
+from benchmarks.broker import recorded_s
+from benchmarks.frames import FrameSet, frames, parse
+from benchmarks.rows import Row, ratio, there_and_back
 from benchmarks.server import influxd
-from tickvault.brokers.upstox.api import AUTHORIZE_PATH
-from tickvault.delivery import Delivery
-from tickvault.intake import Progress
-from tickvault.journal import Fact, Journal, Received
-from tickvault.rewind import Cursors
 from tickvault.sinks.influx import InfluxSink
+from tickvault.sinks.influx_http import InfluxHttp
 from tickvault.sinks.parquet import ParquetSink, ParquetStore
-from tickvault.state import State
 
 if TYPE_CHECKING:
-    from tickvault.model import Sink
+    from collections.abc import Callable
 
 __all__ = ["TITLE", "rows"]
 
 TITLE: Final = "Delivering"
-_TIMES: Final = 8  # the frames are sent that often
-_ROUNDS: Final = 3
-_INFLUX_UPDATES: Final = 20_000
+_TIMES: Final = 12  # the frames are sent that often
+_PARSED: Final = 20  # times that L parses them
+_PARQUET_ROUNDS: Final = 2
+_INFLUX_ROUNDS: Final = 2
+_INFLUX_UPDATES: Final = 40_000
 
 
 def rows(place: Path) -> list[Row]:
     """Measure through files below `place`."""
+    return _parquet(place) + _influx(place)
+
+
+def _parquet(place: Path) -> list[Row]:
     of = frames(200)
-    measured = []
-    for _ in range(_ROUNDS):
-        with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=place) as folder:
-            l_per_s = of.updates / _timed(lambda: parse(of.payloads))
-            live_per_s = asyncio.run(_live(of, Path(folder)))
-            drain_per_s = asyncio.run(_drained(of, Path(folder) / "drain"))
-            measured.append((live_per_s / l_per_s, drain_per_s / live_per_s, live_per_s, drain_per_s, l_per_s))
-    of_l, of_live = (sorted(one[i] for one in measured)[_ROUNDS // 2] for i in (0, 1))
-    _, _, live_per_s, drain_per_s, l_per_s = measured[-1]
-    found = [
-        Row("WebSocket → journal → Parquet", f"{live_per_s:,.0f}/s", f"L {l_per_s:,.0f}/s", of_l, 0.08),
-        Row("drain of a backlog to Parquet", f"{drain_per_s:,.0f}/s", f"live {live_per_s:,.0f}/s", of_live, 1.0),
+    updates = _TIMES * of.updates
+    spent = there_and_back(
+        {
+            "L": lambda: _timed(lambda: [parse(of.payloads) for _ in range(_PARSED)]) / _PARSED * _TIMES,
+            "live": lambda: _in(place, lambda folder: recorded_s(of.payloads * _TIMES, folder, {})),
+            "drain": lambda: _in(place, lambda folder: _drained_s(of, folder / "drain")),
+        },
+        _PARQUET_ROUNDS,
+    )
+    l_per_s, live_per_s, drain_per_s = (f"{updates / statistics.median(of):,.0f}/s" for of in spent.values())
+    live, drain = ratio(spent["L"], spent["live"]), ratio(spent["live"], spent["drain"])
+    return [
+        Row("WebSocket → journal → Parquet", live_per_s, f"L {l_per_s}", live, 0.08),
+        Row("drain of a backlog to Parquet", drain_per_s, f"live {live_per_s}", drain, 1.0),
     ]
-    return found + _influx(place)
 
 
-def _timed(do: Any) -> float:
+def _influx(place: Path) -> list[Row]:
+    of = frames(200, updates=_INFLUX_UPDATES)
+    bodies: list[bytes] = []
+    _in(place, lambda folder: _into_influx_s(of, folder, bodies))
+    spent = there_and_back(
+        {
+            "bare": lambda: _in(place, lambda folder: _bare_s(bodies, folder)),
+            "backlog": lambda: _in(place, lambda folder: _into_influx_s(of, folder)),
+            "live": lambda: _in(place, lambda folder: _live_into_influx_s(of, folder)),
+        },
+        _INFLUX_ROUNDS,
+    )
+    bare, backlog, live = (f"{of.updates / statistics.median(one):,.0f}/s" for one in spent.values())
+    return [
+        Row("journal → InfluxDB 1.6.7", backlog, f"bare loop {bare}", ratio(spent["bare"], spent["backlog"]), 0.9),
+        Row(
+            "WebSocket → journal → InfluxDB 1.6.7", live, f"bare loop {bare}", ratio(spent["bare"], spent["live"]), 0.9
+        ),
+    ]
+
+
+def _timed(do: Callable[[], object]) -> float:
     begun_s = time.perf_counter()
     do()
     return time.perf_counter() - begun_s
 
 
-async def _live(of: FrameSet, folder: Path) -> float:
-    """Return updates a second of a whole recorder that stores what we send."""
-    began: list[float] = []
-    taken = asyncio.Event()
-
-    async def authorize(request: web.Request) -> web.Response:
-        url = f"ws://{request.host}/feed"
-        return web.json_response({"status": "success", "data": {"authorized_redirect_uri": url}})
-
-    async def feed(request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(compress=False, autoping=False)
-        await socket.prepare(request)
-        await socket.receive()  # its subscription
-        began.append(time.perf_counter())
-        for _ in range(_TIMES):
-            for payload in of.payloads:
-                await socket.send_bytes(payload)
-        await socket.ping(b"all")
-        async for message in socket:
-            if message.type is aiohttp.WSMsgType.PONG:
-                break
-        taken.set()
-        async for _ in socket:
-            pass
-        return socket
-
-    app = web.Application()
-    app.router.add_get(f"/{AUTHORIZE_PATH}", authorize)
-    app.router.add_get("/feed", feed)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    environment = {
-        "PATH": os.environ["PATH"],
-        "UPSTOX_ACCESS_TOKEN": "eyJhbGciOiJub25lIn0.e30.x",
-        "UPSTOX_API_URL": f"http://127.0.0.1:{port}",
-        "UPSTOX_INSTRUMENTS_URL": "off",
-        "TICKVAULT_INSTRUMENTS": ",".join(list(definitions())[:1_000]),
-        "TICKVAULT_DATA_DIR": str(folder / "data"),
-        "TICKVAULT_HTTP": "off",
-    }
-    command = [str(Path(sys.executable).with_name("tickvault")), "run"]
-    with (folder / "said").open("wb") as said:
-        child = await asyncio.create_subprocess_exec(*command, env=environment, stdout=said, stderr=said, cwd=folder)
-    try:
-        async with asyncio.timeout(120):
-            await taken.wait()
-            child.send_signal(signal.SIGTERM)
-            await child.wait()
-    finally:
-        if child.returncode is None:
-            child.kill()
-        await runner.cleanup()
-    ended_s = time.perf_counter()
-    told = (folder / "said").read_text(encoding="utf-8")
-    if child.returncode or f"frames stored in parquet  {_TIMES * len(of.frames)}" not in told:
-        raise SystemExit(told)
-    return _TIMES * of.updates / (ended_s - began[0])
+def _in(place: Path, work: Callable[[Path], Any]) -> float:
+    """Do a piece of work in a folder of its own; return its seconds."""
+    with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=place) as folder:
+        return float(asyncio.run(work(Path(folder).resolve())))
 
 
-class _Backlog:
-    """A journal with frames in it."""
-
-    def __init__(self, folder: Path, of: FrameSet, times: int) -> None:
-        folder.mkdir(parents=True)
-        self.folder = folder
-        self.state, _ = State.open(folder / "state.db")
-        self.journal = Journal.open(folder / "journal", self.state)
-        if defining := self.journal.define(definitions()):
-            self.journal.append([defining])
-        for _ in range(times):
-            items = [Received(frame.received_ns, 1, frame.payload) for frame in of.frames]
-            for first in range(0, len(items), 100):
-                self.journal.append(items[first : first + 100])
-        self.progress = Progress(self.journal.last_seq)
-        self.progress.ended = True
-
-    async def deliver(self, sink: Sink, store: ParquetStore | None = None) -> float:
-        """Deliver all of it; return the seconds."""
-        cursor = Cursors(self.journal, self.state, self.folder / "journal").open(sink.name, store)
-
-        async def journal_fact(fact: Fact) -> None:
-            raise AssertionError(fact)
-
-        delivery = Delivery(
-            sink,
-            cursor,
-            folder=self.folder / "journal",
-            recorder_id=self.journal.recorder_id,
-            state=self.state,
-            progress=self.progress,
-            journal_fact=journal_fact,
-            wall_ns=time.time_ns,
-            rng=Random(1),
-            message="stored",
-        )
-        begun_s = time.perf_counter()
-        await delivery.run()
-        spent_s = time.perf_counter() - begun_s
-        await sink.aclose()
-        assert delivery.frames == self.journal.last_seq, delivery.frames
-        return spent_s
-
-    def close(self) -> None:
-        self.journal.close()
-        self.state.close()
+def _backlog(of: FrameSet, folder: Path, times: int) -> Backlog:
+    backlog = Backlog(folder)
+    backlog.append(itertools.chain.from_iterable([of.frames] * times))
+    return backlog
 
 
-async def _drained(of: FrameSet, folder: Path) -> float:
-    backlog = _Backlog(folder, of, _TIMES)
-    store = ParquetStore(folder / "parquet", backlog.journal.recorder_id)
+async def _drained_s(of: FrameSet, folder: Path) -> float:
+    backlog = _backlog(of, folder, _TIMES)
+    store = ParquetStore(folder / "parquet", backlog.recorder_id)
     spent_s = await backlog.deliver(ParquetSink(store), store)
     backlog.close()
-    return _TIMES * of.updates / spent_s
-
-
-def _influx(place: Path) -> list[Row]:
-    of = frames(200, updates=_INFLUX_UPDATES)
-    ratios, ours, bare = [], [], []
-    for _ in range(_ROUNDS):
-        with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=place) as name:
-            folder = Path(name)
-            sent_s, bodies = asyncio.run(_into_influx(of, folder / "ours"))
-            bare_s = asyncio.run(_bare(bodies, folder / "bare"))
-            ratios.append(bare_s / sent_s)
-            ours.append(of.updates / sent_s)
-            bare.append(of.updates / bare_s)
-    middle = _ROUNDS // 2
-    base = f"bare loop {sorted(bare)[middle]:,.0f}/s"
-    return [Row("journal → InfluxDB 1.6.7", f"{sorted(ours)[middle]:,.0f}/s", base, sorted(ratios)[middle], 0.9)]
+    return spent_s
 
 
 class _Remembering(InfluxSink):
     """Keeps the bodies that it sends."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, bodies: list[bytes], **settings: Any) -> None:
         super().__init__(**settings)
-        self.bodies: list[bytes] = []
+        self._bodies = bodies
 
     async def _post_lines(self, server: Any, body: bytes, precision: str) -> Any:
-        if body:
-            self.bodies.append(body)
+        self._bodies.append(body)
         return await super()._post_lines(server, body, precision)
 
 
-async def _into_influx(of: FrameSet, folder: Path) -> tuple[float, list[bytes]]:
-    backlog = _Backlog(folder, of, 1)
-    try:
-        with influxd(folder / "server") as url:
-            sink = _Remembering(url=url, bucket="ticks")
-            return await backlog.deliver(sink), sink.bodies
-    finally:
-        backlog.close()
+async def _into_influx_s(of: FrameSet, folder: Path, bodies: list[bytes] | None = None) -> float:
+    backlog = _backlog(of, folder / "ours", 1)
+    with influxd(folder / "server") as server:
+        settings: dict[str, Any] = {"url": server.url, "bucket": "ticks"}
+        await _create_database(server.url)
+        sink = InfluxSink(**settings) if bodies is None else _Remembering(bodies, **settings)
+        spent_s = await backlog.deliver(sink)
+    backlog.close()
+    return spent_s
 
 
-async def _bare(bodies: list[bytes], folder: Path) -> float:
-    with influxd(folder) as url:
-        async with aiohttp.ClientSession() as session:
-            async with session.post(f"{url}/query", params={"q": "CREATE DATABASE ticks"}) as answer:
-                assert answer.status == 200
-            begun_s = time.perf_counter()
-            for body in bodies:
-                async with session.post(f"{url}/write", params={"db": "ticks", "precision": "n"}, data=body) as answer:
-                    assert answer.status == 204, await answer.text()
-            return time.perf_counter() - begun_s
+async def _live_into_influx_s(of: FrameSet, folder: Path) -> float:
+    with influxd(folder / "server") as server:
+        await _create_database(server.url)
+        settings = {"TICKVAULT_SINKS": "influx", "INFLUX_URL": server.url, "INFLUX_BUCKET": "ticks"}
+        return await recorded_s(of.payloads, folder, settings)
+
+
+async def _bare_s(bodies: list[bytes], folder: Path) -> float:
+    with influxd(folder / "server") as server:
+        await _create_database(server.url)
+        http = _client(server.url)
+        begun_s = time.perf_counter()
+        for body in bodies:
+            answer = await http.ask("POST", "write", {"db": "ticks", "precision": "n"}, body)
+            assert answer.status == 204, answer
+        spent_s = time.perf_counter() - begun_s
+        await http.aclose()
+        return spent_s
+
+
+async def _create_database(url: str) -> None:
+    http = _client(url)
+    assert (await http.ask("POST", "query", {"q": "CREATE DATABASE ticks"})).status == 200
+    await http.aclose()
+
+
+def _client(url: str) -> InfluxHttp:
+    return InfluxHttp(url=url, token=None, username=None, password=None, api="v1", timeout_s=30.0, session=None)

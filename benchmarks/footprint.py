@@ -47,7 +47,7 @@ def _measure(folder: Path, rate: int, instruments: int, *, influx: bool, targets
     with contextlib.ExitStack() as stack:
         environment = {"PATH": os.environ["PATH"], "TICKVAULT_DATA_DIR": str(folder / "data"), "TICKVAULT_HTTP": "off"}
         if influx:
-            environment |= {"INFLUX_URL": stack.enter_context(influxd(folder / "server")), "INFLUX_BUCKET": "ticks"}
+            environment |= {"INFLUX_URL": stack.enter_context(influxd(folder / "server")).url, "INFLUX_BUCKET": "ticks"}
             environment["TICKVAULT_SINKS"] = "parquet,influx"
         environment |= stack.enter_context(_simulator(folder, rate, instruments))
         command = [sys.executable, "-m", "benchmarks.probed", str(folder / "probe"), str(_PROBE_AFTER_S), "run"]

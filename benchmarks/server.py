@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["free_port", "influxd"]
+__all__ = ["Influxd", "free_port", "influxd"]
 
 _BINARY = Path(__file__).parent.parent / ".servers/influxdb/usr/bin/influxd"
 
@@ -26,36 +26,47 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+class Influxd:
+    """The server; `url` stays the same when it is taken away and brought back."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        http, rpc = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{http}"
+        self._log = folder / "log"
+        self._config = folder / "influxdb.conf"
+        self._config.write_text(
+            f'reporting-disabled = true\nbind-address = "127.0.0.1:{rpc}"\n[meta]\ndir = "{folder}/meta"\n[data]\n'
+            f'dir = "{folder}/data"\nwal-dir = "{folder}/wal"\n[http]\nbind-address = "127.0.0.1:{http}"\n'
+            "log-enabled = false\n[monitor]\nstore-enabled = false\n"
+        )
+        self.start()
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([_BINARY, "run", "-config", self._config], stdout=log, stderr=log)
+        deadline_s = time.monotonic() + 30
+        while time.monotonic() < deadline_s and self._process.poll() is None:
+            try:
+                urllib.request.urlopen(f"{self.url}/ping", timeout=2).close()
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+        raise SystemExit(f"{_BINARY} does not answer; `python tools/fetch_servers.py` fetches it")
+
+    def stop(self) -> None:
+        """Take it away."""
+        self._process.kill()
+        self._process.wait()
+
+
 @contextmanager
-def influxd(folder: Path) -> Iterator[str]:
-    """Run the server with its files in `folder`; yield its URL."""
-    folder.mkdir(parents=True)
-    http, rpc = free_port(), free_port()
-    config = folder / "influxdb.conf"
-    config.write_text(
-        f'reporting-disabled = true\nbind-address = "127.0.0.1:{rpc}"\n[meta]\ndir = "{folder}/meta"\n[data]\n'
-        f'dir = "{folder}/data"\nwal-dir = "{folder}/wal"\n[http]\nbind-address = "127.0.0.1:{http}"\n'
-        "log-enabled = false\n[monitor]\nstore-enabled = false\n"
-    )
-    url = f"http://127.0.0.1:{http}"
-    with (
-        (folder / "log").open("wb") as log,
-        subprocess.Popen([_BINARY, "run", "-config", config], stdout=log, stderr=log) as server,
-    ):
-        try:
-            _wait(url, server)
-            yield url
-        finally:
-            server.kill()
-
-
-def _wait(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline_s = time.monotonic() + 30
-    while time.monotonic() < deadline_s and server.poll() is None:
-        try:
-            urllib.request.urlopen(f"{url}/ping", timeout=2).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise SystemExit(f"{_BINARY} does not answer; `python tools/fetch_servers.py` fetches it")
+def influxd(folder: Path) -> Iterator[Influxd]:
+    """Run the server with its files in `folder`."""
+    server = Influxd(folder)
+    try:
+        yield server
+    finally:
+        server.stop()
