@@ -18,7 +18,7 @@ from benchmarks import journal_price
 from benchmarks.rows import Row
 
 RESULTS = Path(__file__).parent / "results.md"
-BENCHMARKS = ("columns", "peers", "delivering", "durable", "footprint", "choices")
+BENCHMARKS = ("columns", "peers", "delivering", "durable", "footprint", "readable", "choices")
 HEADERS = ["what", "figure", "base in the same run", "ratio", "target", "pass", "CPU s", "peak MB"]
 
 
