@@ -128,6 +128,9 @@ class Intake:
                 future = loop.run_in_executor(executor, self._commit_patiently, journal, state, items)
                 committed = await asyncio.shield(future)
                 await progress.publish(committed.last_seq)
+                if journal.log_is_long and not self._items:
+                    # By itself SQLite does this within a commit, and the frames in it are announced that much later.
+                    await asyncio.shield(loop.run_in_executor(executor, journal.tidy))
         finally:
             self._ending.set()
             rest = list(self._items)

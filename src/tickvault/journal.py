@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 import structlog
 
-from tickvault import prune, salvage, segments, survey
+from tickvault import pages, prune, salvage, segments, survey
 from tickvault.durable import make_folder
 from tickvault.errors import JournalDamaged, JournalFull
 from tickvault.ledger import Ledger
@@ -44,6 +44,8 @@ __all__ = ["Committed", "Fact", "Journal", "Received", "boot_id"]
 _log: Final = structlog.get_logger(__name__)
 _STEP_BACK_NS: Final = 1_000_000_000  # a clock set back by more is believed, and journalled
 _STALL_NS: Final = 3_000_000_000  # so long without a commit: the process or the machine stood still
+_LOG_BYTES: Final = 4 * 1024 * 1024
+_COMMIT_BYTES: Final = 3 * pages.PAGE_SIZE  # that a commit logs besides what it holds
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -102,6 +104,7 @@ class Journal:
         # The last commit, while heartbeats are due: time since boot, and the wall clock's.
         self._committed_ns: tuple[int, int] | None = None
         self._segment_bytes = 0
+        self._log_bytes = 0
         self._segment_first = 1
         self._mended: set[Path] = set()
 
@@ -181,10 +184,26 @@ class Journal:
             self._beat()  # it does not stand still, it has no room
             raise
         self.last_seq, self._last_ns = seq, last_ns
-        self._segment_bytes += sum(len(frame.payload) + 64 for frame in frames)
+        size = sum(len(frame.payload) + 64 for frame in frames)
+        self._segment_bytes += size
+        self._log_bytes += size + _COMMIT_BYTES
         gaps = self._fold(map(_as_event, events))
         self._beat(begin=bool(frames) or any(event.kind == "alive" for event in events))
         return Committed(seq, tuple(gaps))
+
+    @property
+    def log_is_long(self) -> bool:
+        """Whether so much was committed since the last `tidy` that another is due; may be asked from any thread."""
+        return self._log_bytes >= _LOG_BYTES
+
+    def tidy(self) -> None:
+        """Move what is committed from the segment's log into its file; to be called while nothing waits for a commit.
+
+        Otherwise SQLite does it by itself within a commit, when the log is four times as long.
+        """
+        if self._db is not None:
+            segments.checkpoint(self._db)
+        self._log_bytes = 0
 
     def wait(self, reason: str) -> NoReturn:
         """Take part in waiting for room as a failed append does: it does not stand still.
@@ -366,7 +385,7 @@ class Journal:
             self._folder, recorder=self.recorder_id, first_seq=first_seq, begun_ns=self._wall_ns(), events=events
         )
         self._segment_first = first_seq
-        self._segment_bytes = 0
+        self._segment_bytes = self._log_bytes = 0
 
     def _roll_if_full(self) -> None:
         count = self.last_seq - self._segment_first + 1

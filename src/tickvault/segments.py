@@ -13,7 +13,7 @@ import os
 import sqlite3
 import struct
 import zlib
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -271,6 +271,12 @@ def append(db: sqlite3.Connection, frames: Sequence[NewFrame], events: Sequence[
             if db.in_transaction:  # a full disk has rolled back already
                 db.execute("ROLLBACK")
             raise
+
+
+def checkpoint(db: sqlite3.Connection) -> None:
+    """Move what is committed from the log into the file, as far as no reader needs it where it is."""
+    with suppress(sqlite3.OperationalError):  # a full disk: it is durable where it is, and the next commit says so
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
 
 def seal(db: sqlite3.Connection) -> None:

@@ -366,3 +366,29 @@ async def test_what_is_queued_at_the_end_goes_into_the_reserve(desk: Desk, monke
     await desk.intake.close()
     await task
     assert desk.journalled() == [1, 2, 3]
+
+
+async def test_frames_are_announced_before_the_log_is_tidied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moving the log into the file takes as long as twenty commits; nobody who waits for a commit waits for it."""
+    begun, gate = threading.Event(), threading.Event()
+    tidy = Journal.tidy
+
+    def slow(journal: Journal) -> None:
+        begun.set()
+        assert gate.wait(10)
+        tidy(journal)
+
+    monkeypatch.setattr(Journal, "tidy", slow)
+    desk = Desk(tmp_path, max_bytes=10**8)
+    recording = desk.record()
+    await desk.frames(1, size=5_000_000)
+    assert await asyncio.to_thread(begun.wait, 10)
+    assert desk.progress.last_seq == 1
+    await desk.frames(2)
+    gate.set()
+    await desk.progress.beyond(1, timeout_s=10)
+    assert not desk.journal.log_is_long
+    await desk.intake.close()
+    await recording
+    assert desk.journalled() == [1, 2]
+    desk.close()

@@ -103,6 +103,22 @@ def test_what_is_appended_is_read_back_byte_for_byte(home: Home) -> None:
     assert (closed.after_seq, closed.body) == (1, {"conn": 3, "state": "closed"})
 
 
+def test_tidied_the_file_has_what_the_log_had(home: Home) -> None:
+    """It is due by what was committed since; what comes later is in the log again."""
+    big = Received(AT_NS, 1, bytes(3_000_000))
+    home.journal.append([big])
+    assert not home.journal.log_is_long
+    home.journal.append([big])
+    assert home.journal.log_is_long
+    home.journal.tidy()
+    assert not home.journal.log_is_long
+    home.append(3)
+    [path] = segments.paths(home.folder)
+    with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as without_log:
+        assert without_log.execute("SELECT count(*) FROM frames").fetchone() == (2,)
+    assert home.seqs() == [1, 2, 3]
+
+
 def test_a_reader_takes_bounded_runs_and_at_least_one_frame(home: Home) -> None:
     """Bounds of frames and bytes hold; a frame larger than the bound comes alone."""
     home.journal.append([Received(AT_NS, 1, b"x" * size) for size in (10, 10, 5000, 10)])
