@@ -10,37 +10,78 @@ import io
 import os
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 import typer.core
 
-from tickvault import __version__, hidden, render, snapshots
-from tickvault.commands import dead_letters, instruments, journal, recording, token
-from tickvault.commands.day import day
-from tickvault.commands.disk import disk
+from tickvault import __version__, hidden
 from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, configure_logs, settings_of
-from tickvault.commands.report import report
-from tickvault.datafolder import holder, recorded
 from tickvault.errors import TickvaultError, TokenRefused
-from tickvault.resolving import resolve
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-app = typer.Typer(
-    name="tickvault",
-    help="Records the Upstox market data feed and loses none of it. `tickvault demo` needs no credentials.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command()(recording.run)
-app.command()(recording.demo)
-app.command()(recording.simulate)
+__all__ = ["main", "program"]
+
+# Command → where it is. Only the one that is called is imported: some of them need a second for that.
+_COMMANDS: Final = {
+    "run": "recording:run",
+    "demo": "recording:demo",
+    "simulate": "recording:simulate",
+    "status": "",
+    "query": "",
+    "check": "",
+    "rewind": "journal:rewind",
+    "resume": "dead_letters:resume",
+    "day": "day:day",
+    "disk": "disk:disk",
+    "login": "token:login",
+    "probe": "token:probe",
+    "report": "report:report",
+    "journal": "journal:app",
+    "dead-letters": "dead_letters:app",
+    "instruments": "instruments:app",
+    "token": "token:app",
+}
 
 
-@app.callback(invoke_without_command=True)
+def program(words: Sequence[str] = ()) -> typer.Typer:
+    """Return the command line: all of it, or the command alone that these words call."""
+    app = typer.Typer(
+        name="tickvault",
+        help="Records the Upstox market data feed and loses none of it. `tickvault demo` needs no credentials.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback(invoke_without_command=True)(_root)
+    called = _called(words)
+    if list(words) == ["--version"]:
+        return app
+    for name, place in _COMMANDS.items():
+        if called not in (None, name):
+            continue
+        if not place:
+            app.command(cls=_TakesSql if name == "query" else None)(globals()[name])
+            continue
+        module, _, attribute = place.partition(":")
+        found = getattr(import_module(f"tickvault.commands.{module}"), attribute)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command()(found)
+    return app
+
+
+def _called(words: Sequence[str]) -> str | None:
+    """Return the command that words call, None if it is none."""
+    word = next((word for word in words if not word.startswith("-")), None)
+    return word if word in _COMMANDS else None
+
+
 def _root(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
@@ -50,11 +91,13 @@ def _root(
         typer.echo(context.get_help())
 
 
-@app.command()
 def status(
     as_json: AsJson = False, data_dir: DataDir = None, config: Config = None, env_file: EnvFile = Path(".env")
 ) -> None:
     """Show what a recorder is doing, or what its files tell."""
+    from tickvault import render, snapshots
+    from tickvault.datafolder import holder, recorded
+
     settings = settings_of(data_dir, config, env_file)
     folder = recorded(settings.data_dir)
     token = settings.http.token.get_secret_value() if settings.http and settings.http.token else None
@@ -75,7 +118,6 @@ class _TakesSql(typer.core.TyperCommand):
         return super().parse_args(ctx, [f" {word}" if re.match(r"--[^-\w]|--.*\n", word) else word for word in args])
 
 
-@app.command(cls=_TakesSql)
 def query(
     sql: Annotated[str, typer.Argument(help="SQL over ticks, candles, market_status, instruments, gaps.")],
     form: Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")] = "table",
@@ -88,18 +130,20 @@ def query(
     The SQL is that of DuckDB; times are shown in Asia/Kolkata.
     """
     from tickvault import answers
+    from tickvault.datafolder import recorded
 
     settings = settings_of(data_dir, config, env_file)
     answers.print_answer(recorded(settings.data_dir), sql.strip(), form)
 
 
-@app.command()
 def check(config: Config = None, env_file: EnvFile = Path(".env"), data_dir: DataDir = None) -> None:
     """Try all that `run` needs; exit 1 if anything is amiss.
 
     Settings, token, instruments, every sink, disk, clock and data folder.
     """
+    from tickvault import render
     from tickvault.checks import run_checks
+    from tickvault.resolving import resolve
 
     settings = settings_of(data_dir, config, env_file)
     configure_logs(settings, watched=True)
@@ -111,19 +155,6 @@ def check(config: Config = None, env_file: EnvFile = Path(".env"), data_dir: Dat
         raise typer.Exit(1)
 
 
-app.command()(journal.rewind)
-app.command()(dead_letters.resume)
-app.command()(day)
-app.command()(disk)
-app.command()(token.login)
-app.command()(token.probe)
-app.command()(report)
-app.add_typer(journal.app, name="journal")
-app.add_typer(dead_letters.app, name="dead-letters")
-app.add_typer(instruments.app, name="instruments")
-app.add_typer(token.app, name="token")
-
-
 def main() -> None:
     """Run the command line and exit with its code."""
     os.umask(0o077)  # whatever we make is its owner's alone
@@ -132,13 +163,15 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that has no ✔ still gets its answer
     sys.stderr = hidden.scrubbing(sys.stderr)
     try:
-        code = app(standalone_mode=False)
+        code = program(sys.argv[1:])(standalone_mode=False)
     except TickvaultError as exc:
         code = _fail(str(exc), 3 if isinstance(exc, TokenRefused) else exc.exit_code)
     except typer.TyperException as exc:
         shown = getattr(exc, "format_message", exc.__str__)()
         text = str(shown).strip().rstrip(".")
-        code = _fail(f"{text[:1].lower()}{text[1:]}; `tickvault {_typed()}--help` shows what there is", 2)
+        called = _called(sys.argv[1:])
+        words = f"tickvault {called} --help" if called else "tickvault --help"
+        code = _fail(f"{text[:1].lower()}{text[1:]}; `{words}` shows what there is", 2)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
@@ -159,11 +192,3 @@ def main() -> None:
 def _fail(text: str, code: int) -> int:
     print(f"tickvault: {text}", file=sys.stderr)  # noqa: T201 - the command's error
     return code
-
-
-def _typed() -> str:
-    """Return the command that was typed and a blank, if it is one."""
-    names = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
-    names |= {str(info.name) for info in app.registered_groups}
-    typed = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    return f"{typed} " if typed in names else ""

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tickvault import day as days
 from tickvault import query, segments
-from tickvault.cli import app
+from tickvault.cli import program
 from tickvault.journal import Fact
 from tickvault.ledger import Sessions
 from tickvault.model import IST, Definition, Gap
@@ -296,7 +296,7 @@ def test_what_left_before_the_market_opened_is_not_asked_for(vault: Vault) -> No
 def run(vault: Vault, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(vault.path)  # no .env of the tree
     monkeypatch.setenv("TICKVAULT_DATA_DIR", str(vault.path))
-    return CliRunner().invoke(app, ["day", *arguments])
+    return CliRunner().invoke(program(), ["day", *arguments])
 
 
 def test_the_command_exits_with_the_verdict(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:

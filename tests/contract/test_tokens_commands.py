@@ -21,7 +21,7 @@ from yarl import URL
 from tickvault.brokers.upstox.login import Client
 from tickvault.brokers.upstox.probe import Pace
 from tickvault.brokers.upstox.token_files import stored_token
-from tickvault.cli import app as program
+from tickvault.cli import program
 from tickvault.commands import token as token_commands
 from tickvault.commands.token import app, log_in
 from tickvault.datafolder import DataFolder
@@ -160,7 +160,7 @@ def test_show_without_any_token() -> None:
 
 def test_login_without_an_app() -> None:
     """Every missing setting is named at once, and the way that needs none."""
-    result = CliRunner().invoke(program, ["login", "--data-dir", "data"])
+    result = CliRunner().invoke(program(), ["login", "--data-dir", "data"])
     assert isinstance(result.exception, ConfigurationError)
     for name in ("UPSTOX_CLIENT_ID", "UPSTOX_CLIENT_SECRET", "UPSTOX_REDIRECT_URI", "tickvault token set"):
         assert name in str(result.exception)

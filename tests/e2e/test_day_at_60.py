@@ -21,7 +21,7 @@ from programs import environ_for
 from typer.testing import CliRunner
 from virtualtime import VirtualLoop
 
-from tickvault.cli import app
+from tickvault.cli import program
 from tickvault.model import IST
 from tickvault.pipeline import Recorder
 from tickvault.settings import load_settings
@@ -116,7 +116,7 @@ async def test_the_ledger_of_a_day_matches_what_was_played(folder: Path) -> None
 
 def verdict(data: Path, date: dt.date) -> tuple[Any, int]:
     """Return what `tickvault day` says, and its exit code."""
-    done = CliRunner().invoke(app, ["day", str(date), "--json", "--data-dir", str(data)])
+    done = CliRunner().invoke(program(), ["day", str(date), "--json", "--data-dir", str(data)])
     assert done.stdout, done.stderr
     return json.loads(done.stdout), done.exit_code
 

@@ -15,7 +15,7 @@ import typer
 
 import tickvault
 from tickvault import errors, health
-from tickvault.cli import app
+from tickvault.cli import program
 from tickvault.delivery import Delivery
 from tickvault.model import SCHEMAS
 from tickvault.settings import SETTINGS
@@ -53,7 +53,7 @@ def commands(group: Any, path: tuple[str, ...] = ("tickvault",)) -> Iterator[tup
             yield " ".join((*path, name)), command
 
 
-COMMANDS = dict(commands(typer.main.get_command(app)))
+COMMANDS = dict(commands(typer.main.get_command(program())))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

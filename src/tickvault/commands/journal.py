@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tickvault import offline, render, snapshots, survey
+from tickvault import render, snapshots, survey
 from tickvault.commands.options import AsJson, Config, DataDir, EnvFile, settings_of, show_help
 from tickvault.datafolder import holder, recorded
 from tickvault.errors import ConfigurationError, Refused, TickvaultError
@@ -91,6 +91,8 @@ def rewind(
     env_file: EnvFile = Path(".env"),
 ) -> None:
     """Deliver a part of the journal again, while no recorder runs."""
+    from tickvault import offline  # and with it all of the recorder
+
     if (to_seq is None) == (to_time is None):
         raise ConfigurationError("expected exactly one of --to-seq N and --to-time T, e.g. --to-time 2026-11-23T09:15")
     settings = settings_of(data_dir, config, env_file)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import typer
 
-from tickvault import hidden, logs
-from tickvault.brokers.upstox.token_files import stored_token
-from tickvault.settings import Settings, load_settings
+from tickvault import hidden
+
+if TYPE_CHECKING:
+    from tickvault.settings import Settings
 
 __all__ = [
     "AsJson",
@@ -45,6 +46,8 @@ def show_help(context: typer.Context) -> None:
 
 def settings_of(data_dir: Path | None, config: Path | None, env_file: Path | None) -> Settings:
     """Return the settings that a command's options, the environment and the files give; their secrets are hidden."""
+    from tickvault.settings import load_settings
+
     overrides = {} if data_dir is None else {"TICKVAULT_DATA_DIR": str(data_dir)}
     settings = load_settings(environ=os.environ, env_file=env_file, config_file=config, overrides=overrides)
     hidden.hide(_secrets(settings))
@@ -53,11 +56,15 @@ def settings_of(data_dir: Path | None, config: Path | None, env_file: Path | Non
 
 def configure_logs(settings: Settings, *, watched: bool) -> None:
     """Log as the settings say."""
+    from tickvault import logs
+
     logs.configure(level=settings.log_level, form=settings.log_format, file=settings.log_file, watched=watched)
 
 
 def _secrets(settings: Settings) -> list[str]:
     """Return all that must not leave the program but to the server it is for."""
+    from tickvault.brokers.upstox.token_files import stored_token
+
     influx, notify, http = settings.influx, settings.notify, settings.http
     secrets = [
         settings.upstox.access_token,
