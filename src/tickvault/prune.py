@@ -14,7 +14,7 @@ from tickvault import archive, segments, survey
 from tickvault.durable import sync_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from tickvault.state import State
@@ -54,9 +54,8 @@ def prune(
         JournalDamaged: a segment is not whole; it stays, and so do those behind it.
         JournalFull: no room to keep its facts.
     """
-    born = [path for path in segments.paths(folder) if segments.is_born(path)]
     freed = Freed()
-    for path, behind in itertools.pairwise(born):
+    for path, behind in itertools.pairwise(_born(folder)):
         if bytes_wanted is not None and freed.bytes >= bytes_wanted:
             break
         needed = state.held_from(sinks)
@@ -81,7 +80,7 @@ def oldest(folder: Path, state: State, sinks: Collection[str]) -> dict[str, obje
         state: the state beside it.
         sinks: those in use; what they all have stored costs nothing.
     """
-    born = [path for path in segments.paths(folder) if segments.is_born(path)]
+    born = list(itertools.islice(_born(folder), 2))
     if len(born) < 2 or not _is_old(born[0], None):
         return None
     low, high = max(int(born[0].stem), state.held_from(sinks) or 0), int(born[1].stem) - 1
@@ -106,6 +105,11 @@ def finish(folder: Path, first_seq: int) -> None:
     for path, behind in itertools.pairwise(paths):
         if int(path.stem) in kept and int(behind.stem) <= first_seq:
             _remove(path)
+
+
+def _born(folder: Path) -> Iterator[Path]:
+    """Yield the segments that hold anything, oldest first; one is looked into when it is its turn, a week has hundreds."""
+    return (path for path in segments.paths(folder) if segments.is_born(path))
 
 
 def _is_old(path: Path, before_ns: int | None) -> bool:

@@ -97,6 +97,26 @@ def test_age_is_that_of_the_last_commit(vault: Vault) -> None:
     assert starts(vault) == [5, 9]
 
 
+def test_a_look_that_finds_nothing_to_remove_reads_the_oldest_two(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a look every second while the disk has less free than its reserve, and hundreds of segments."""
+    fill(vault, 40)
+    looked: list[int] = []
+    is_born = segments.is_born
+
+    def noted(path: Path) -> bool:
+        looked.append(int(path.stem))
+        return is_born(path)
+
+    monkeypatch.setattr(segments, "is_born", noted)
+    assert removed(vault) == 0
+    assert prune.oldest(vault.folder, vault.state, ("parquet",)) is not None
+    assert looked == [1, 5, 1, 5]
+    deliver(vault)
+    assert removed(vault) == 9
+
+
 @pytest.mark.parametrize("mark", ["settled", "rewind", "drop", "unknown"])
 def test_whatever_a_sink_in_use_may_still_need_stays(vault: Vault, mark: str) -> None:
     """What its store is not sure to keep, what it is to go back to, and all for one that has no cursor yet."""
