@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from structlog.testing import capture_logs
 
+from tickvault.brokers.upstox import masterlist
 from tickvault.brokers.upstox.instruments import InstrumentList, definitions, read_copy
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
 from tickvault.errors import FeedUnavailable
@@ -23,7 +24,7 @@ from tickvault.model import Definition, Mode
 from tickvault.selections import Key, parse_selection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
 TestServer.__test__ = False  # type: ignore[attr-defined]
@@ -247,6 +248,28 @@ async def test_refresh_later(master: InstrumentList, server: ListServer) -> None
     server.answer = None
     assert await master.refresh()
     assert KEY in await master.lookup([KEY])
+
+
+async def test_a_list_that_was_downloaded_is_read_once(
+    server: ListServer, session: aiohttp.ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To see that it is whole, and for what it says of the keys: the real one takes a second each time."""
+    readings: list[int] = []
+    rows = masterlist.rows
+
+    def counted(gz_bytes: bytes, *args: Any) -> Iterator[object]:
+        readings.append(len(gz_bytes))
+        return rows(gz_bytes, *args)
+
+    monkeypatch.setattr(masterlist, "rows", counted)
+    master = InstrumentList(url=server.url, cache_dir=tmp_path, session=session)
+    for symbol in ("JOCIL", "OTHER"):
+        server.body, server.etag = gzip.compress(listing(symbol)), f'"{symbol}"'
+        assert await master.refresh([KEY])
+        assert (await master.lookup([KEY]))[KEY].symbol == symbol
+    assert len(readings) == 2
+    assert await master.lookup([KEY, "NSE_EQ|OTHER"]) == await master.lookup([KEY])
+    assert len(readings) == 3, "for a key that nobody asked for before"
 
 
 @pytest.mark.parametrize(

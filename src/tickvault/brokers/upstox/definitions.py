@@ -72,7 +72,7 @@ class Definitions:
                     await self._wanting.wait()
             try:
                 if not self._master.fresh:
-                    await self._master.refresh()
+                    await self._master.refresh(tuple(self._planned()))
             except FeedUnavailable as exc:
                 if (error := str(exc)) != told:
                     told = error

@@ -25,7 +25,7 @@ from tickvault.durable import replace_file
 from tickvault.errors import FeedUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     import aiohttp
@@ -98,15 +98,18 @@ class InstrumentList:
         self._tried_s: float | None = None
         # What is known of the copy with this stamp; None: the key is not in it. Spares each reconnect the reading.
         self._stamp: tuple[int, int] | None = None
-        self._known: dict[str, Definition | None] = {}
+        self._known: Mapping[str, Definition | None] = {}
 
     @property
     def fresh(self) -> bool:
         """Whether the copy was compared with its URL within the last half hour."""
         return self._refreshed_s is not None and self._monotonic_s() - self._refreshed_s < REFRESH_AFTER_S
 
-    async def refresh(self) -> bool:
+    async def refresh(self, keys: Collection[str] = ()) -> bool:
         """Download the list if it changed; return whether it did. Takes as long as it takes, up to two minutes.
+
+        Args:
+            keys: what it says of these is remembered, since it is read to its end anyway.
 
         Raises:
             FeedUnavailable: it could not be had, is not a whole list, or cannot be kept on the disk.
@@ -127,7 +130,9 @@ class InstrumentList:
                     raise FeedUnavailable(f"the instrument list answers with HTTP {answer.status}")
                 if answer.status == 200:
                     etag = answer.headers.get("ETag", "")
-                    await asyncio.to_thread(_keep, answer.body, etag, self._path.parent, self._wall_ns() / 1e6)
+                    self._stamp, self._known = await asyncio.to_thread(
+                        _keep, answer.body, etag, self._path.parent, self._wall_ns() / 1e6, keys
+                    )
                 lost = await asyncio.to_thread(_count_kept, self._path.parent)
             except (DamagedListError, UnicodeDecodeError) as exc:
                 raise FeedUnavailable(f"the instrument list is not whole: {exc}") from exc
@@ -145,10 +150,9 @@ class InstrumentList:
     async def version(self) -> object:
         """Return something that is equal as long as the copy on disk is the same; None without one."""
         try:
-            stat = await asyncio.to_thread(self._path.stat)
+            return _stamp(await asyncio.to_thread(self._path.stat))
         except OSError:
             return None
-        return stat.st_mtime_ns, stat.st_ino
 
     async def read(self, use: Callable[[Iterator[Definition]], _T]) -> _T | None:
         """Return what `use` makes of the copy on disk, on a thread; None when there is none, or it is damaged."""
@@ -176,8 +180,7 @@ class InstrumentList:
 
     def _lookup(self, keys: tuple[str, ...], halted: Callable[[], bool]) -> dict[str, Definition]:
         with self._path.open("rb") as file:
-            stat = os.fstat(file.fileno())
-            stamp = (stat.st_mtime_ns, stat.st_ino)
+            stamp = _stamp(os.fstat(file.fileno()))
             known = dict(self._known) if stamp == self._stamp else {}
             missing = [key for key in keys if key not in known]
             if missing:
@@ -202,7 +205,7 @@ class InstrumentList:
                 self._tried_s = started_s
                 # Half the time is for the reading: 0.6 s measured on a server core, several times that on a small one.
                 async with asyncio.timeout(timeout_s / 2):
-                    await self.refresh()
+                    await self.refresh(keys)
         except TimeoutError:
             error = "the download takes longer"
         except FeedUnavailable as exc:
@@ -248,10 +251,18 @@ def _count_kept(folder: Path) -> dict[str, int]:
     return by_segment(rows(kept)) if kept else {}
 
 
-def _keep(body: bytes, etag: str, folder: Path, now_ms: float) -> None:
+def _stamp(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_mtime_ns, stat.st_ino
+
+
+def _keep(
+    body: bytes, etag: str, folder: Path, now_ms: float, keys: Collection[str] = ()
+) -> tuple[tuple[int, int], dict[str, Definition]]:
+    """Keep a list that was read to its end; return its stamp, and what it says of some keys."""
     # A server may undo the compression on the way (Content-Encoding: gzip), or have the list uncompressed.
     gz = body if body.startswith(b"\x1f\x8b") else gzip.compress(body, compresslevel=3)
-    listed = {row.get("instrument_key") for row in rows(gz) if isinstance(row, dict)}
+    listed: set[str] = set()
+    found = parse(gz, keys, listed=listed)
     lost = _lost(folder, listed, now_ms)
     if lost is None:
         (folder / KEPT).unlink(missing_ok=True)
@@ -260,9 +271,10 @@ def _keep(body: bytes, etag: str, folder: Path, now_ms: float) -> None:
     # The list first: an old ETag beside a new list costs a download, a new one beside an old list would keep it for ever.
     replace_file(folder / COPY, gz)
     replace_file(folder / f"{COPY}.etag", etag.encode())
+    return _stamp((folder / COPY).stat()), found
 
 
-def _lost(folder: Path, listed: set[object], now_ms: float) -> bytes | None:
+def _lost(folder: Path, listed: set[str], now_ms: float) -> bytes | None:
     try:
         copy, kept = (folder / COPY).read_bytes(), _read_kept(folder)
         return lost_rows(lambda: chain(rows(copy), rows(kept) if kept else ()), listed, now_ms)

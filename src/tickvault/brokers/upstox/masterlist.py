@@ -36,7 +36,11 @@ class DamagedListError(ValueError):
 
 
 def parse(
-    gz_bytes: bytes, keys: Collection[str], *, halted: Callable[[], bool] = lambda: False
+    gz_bytes: bytes,
+    keys: Collection[str],
+    *,
+    halted: Callable[[], bool] = lambda: False,
+    listed: set[str] | None = None,
 ) -> dict[str, Definition]:
     """Return the definitions of the wanted keys; a key that the list lacks is left out. Slow: call it on a thread.
 
@@ -44,6 +48,7 @@ def parse(
         gz_bytes: the master list as downloaded: gzip of a JSON array of objects.
         keys: instrument keys.
         halted: asked now and then; True ends the work with what was found.
+        listed: gets every key that the list has; it is then read to its end, otherwise until all wanted ones are found.
 
     Raises:
         ValueError: the list is not whole. A single row with values of other types is skipped, and counted in the log.
@@ -52,14 +57,17 @@ def parse(
     for row in rows(gz_bytes, halted):
         if not isinstance(row, dict) or not isinstance(key := row.get("instrument_key"), str):
             skipped += 1
-        elif key in wanted:
+            continue
+        if listed is not None:
+            listed.add(key)
+        if key in wanted:
             try:
                 found[key] = _definition(key, row)
             except (TypeError, ValueError, OverflowError):
                 skipped += 1
             wanted.discard(key)
-            if not wanted:
-                break
+        if not wanted and listed is None:
+            break
     if skipped:
         log.warning("instruments.rows_skipped", rows=skipped)
     return found
