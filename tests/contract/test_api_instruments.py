@@ -143,6 +143,15 @@ async def test_bad_download_leaves_the_copy(
     assert KEY in await master.lookup([KEY])
 
 
+async def test_a_row_whose_key_is_no_text_costs_itself_alone(master: InstrumentList, server: ListServer) -> None:
+    """A list or an object cannot be among the keys that are compared with the list before."""
+    server.body = gzip.compress(
+        json.dumps([{"instrument_key": [1]}, {"instrument_key": {}}, *json.loads(listing())]).encode()
+    )
+    assert await master.refresh()
+    assert KEY in await master.lookup([KEY])
+
+
 def contracts(*numbers: int) -> bytes:
     """Return a list of options that never expire."""
     rows = [{"instrument_key": f"BSE_FO|{n}", "segment": "BSE_FO", "trading_symbol": f"S{n}"} for n in numbers]

@@ -117,7 +117,9 @@ def test_only_wanted_keys() -> None:
         {**EQUITY, "trading_symbol": 7},
         {**EQUITY, "expiry": 1e300},
         {**EQUITY, "expiry": [1]},
+        {**EQUITY, "lot_size": 1e300},
         {**EQUITY, "instrument_key": None},
+        {**EQUITY, "instrument_key": ["NSE_EQ|1"]},
         "no object",
         17,
     ],
@@ -128,6 +130,13 @@ def test_malformed_row_is_skipped_and_counted(row: object) -> None:
         found = parse(packed([row, INDEX]), [*KEYS, "NSE_FO|999"])
     assert list(found) == ["NSE_INDEX|Nifty 50"]
     assert [(entry["event"], entry["rows"]) for entry in logs] == [("instruments.rows_skipped", 1)]
+
+
+def test_text_that_nothing_can_hold_becomes_blanks() -> None:
+    """Half a character has no bytes, and every sink would be parked for it; a control character steers a terminal."""
+    row = EQUITY | {"trading_symbol": "A\ud800B", "name": "A\x1b]0;B\n\u00a0Ä"}
+    [found] = parse(packed([row]), [str(EQUITY["instrument_key"])]).values()
+    assert (found.symbol, found.name) == ("A B", "A ]0;B \u00a0Ä")
 
 
 @pytest.mark.parametrize(

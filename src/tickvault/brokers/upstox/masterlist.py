@@ -13,6 +13,7 @@ import re
 import zlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
+from unicodedata import category
 
 import structlog
 
@@ -150,7 +151,7 @@ def _definition(key: str, row: Mapping[str, object]) -> Definition:
         expiry=_expiry(expiry_ms) if expiry_ms else None,
         strike=_number(row, "strike_price") if option_type else None,  # a future's is always 0.0
         option_type=option_type,
-        lot_size=None if lot_size is None else int(lot_size),
+        lot_size=None if lot_size is None else _int64(lot_size),
         tick_size=None if tick_paise is None else tick_paise / 100,
         isin=_text(row, "isin"),
         name=_text(row, "name"),
@@ -166,6 +167,8 @@ def _text(row: Mapping[str, object], name: str) -> str | None:
     value = row.get(name)
     if value is not None and not isinstance(value, str):
         raise TypeError(name)
+    if value and not value.isprintable():  # half a character cannot be stored, and a control one steers a terminal
+        return "".join(" " if category(one) in {"Cc", "Cs"} else one for one in value)
     return value or None
 
 
@@ -178,3 +181,9 @@ def _number(row: Mapping[str, object], name: str) -> float | None:
     if not math.isfinite(number := float(value)):
         raise ValueError(name)
     return number
+
+
+def _int64(number: float) -> int:
+    if not -(2.0**63) <= number < 2.0**63:
+        raise ValueError(number)
+    return int(number)

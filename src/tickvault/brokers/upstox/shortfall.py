@@ -23,7 +23,7 @@ MUCH: Final = 0.05
 LEAST: Final = 5
 
 
-def lost_rows(before: Callable[[], Iterable[object]], keys: Collection[object], now_ms: float) -> bytes | None:
+def lost_rows(before: Callable[[], Iterable[object]], keys: Collection[str], now_ms: float) -> bytes | None:
     """Return the rows that a list has lost, as gzip of a JSON array; None when no segment has lost much.
 
     Args:
