@@ -318,7 +318,7 @@ def test_the_command_exits_with_the_verdict(vault: Vault, monkeypatch: pytest.Mo
     done = run(vault, "2026-09-01", monkeypatch=monkeypatch)
     assert done.exit_code == 0, done.output
     assert "2026-09-01 COMPLETE" in done.output
-    for wrong in ("yesterday", "2999-01-01"):
+    for wrong in ("yesterday", "2999-01-01", "0001-01-01"):
         assert run(vault, wrong, monkeypatch=monkeypatch).exception.exit_code == 2  # type: ignore[union-attr]
 
 

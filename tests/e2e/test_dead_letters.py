@@ -88,4 +88,7 @@ def test_what_cannot_be_is_said_with_the_next_step(tmp_path: Path) -> None:
     assert call("dead-letters", "redrive", environ=environ, folder=tmp_path).stdout == "no dead letters\n"
     said = call("dead-letters", "list", "--table", "tick", environ=environ, folder=tmp_path)
     assert (said.returncode, "expected one of ticks, candles" in said.stderr) == (2, True)
+    for words in ("list", "redrive"):
+        said = call("dead-letters", words, "--sink", "influx", environ=environ, folder=tmp_path)
+        assert (said.returncode, "no sink 'influx' has delivered" in said.stderr) == (1, True)
     assert "redrive" in call("dead-letters", environ=environ, folder=tmp_path).stdout

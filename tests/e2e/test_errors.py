@@ -196,7 +196,7 @@ def test_a_rewind_that_moves_nothing_says_so(tmp_path: Path) -> None:
         (("--to-seq", "3"), 0, "nothing has moved"),
         (("--to-seq", "4"), 1, "between 0"),
         (("--to-time", "2099-01-01"), 2, "yet to come"),
-        (("--to-seq", "0"), 0, "delivered again"),
+        (("--to-time", "0001-01-01"), 0, "delivered again"),
         (("--to-seq", "0"), 0, "nothing has moved"),
     ):
         done = call("rewind", "--sink", "parquet", *where, environ=environ, folder=tmp_path)

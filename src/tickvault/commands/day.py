@@ -66,6 +66,10 @@ def _date(text: str | None, now_ns: int) -> dt.date:
         raise ConfigurationError(f"expected a date such as {today.isoformat()}, got {text!r}") from exc
     if wanted > today:
         raise ConfigurationError(f"{wanted.isoformat()} is still to come; today is {today.isoformat()} in India")
+    if wanted.year < 1970:
+        raise ConfigurationError(
+            f"{wanted.isoformat()} is before anybody recorded; expected a date such as {today.isoformat()}"
+        )
     return wanted
 
 

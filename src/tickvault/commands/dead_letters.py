@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tickvault.settings import Settings
+    from tickvault.state import Cursor
 
 __all__ = ["app", "resume"]
 
@@ -53,7 +54,7 @@ def list_(
 ) -> None:
     """List what a sink refused, with its words."""
     folder = recorded(settings_of(data_dir, config, env_file).data_dir)
-    found = deadletters.read(folder / "state.db", _chosen(sink, table, instrument))
+    found = deadletters.read(folder / "state.db", _chosen(folder, sink, table, instrument))
     if as_json:
         render.dump_json([_as_json(letter) for letter in found])
         return
@@ -85,13 +86,14 @@ def redrive(
     A running recorder does it itself; else it is done here. A letter goes when the store has its rows.
     """
     settings = settings_of(data_dir, config, env_file)
-    path = recorded(settings.data_dir) / "state.db"
-    meant = deadletters.read(path, _chosen(sink, table, instrument))
+    folder = recorded(settings.data_dir)
+    path = folder / "state.db"
+    meant = deadletters.read(path, _chosen(folder, sink, table, instrument))
     before = [one for one in meant if one.sink == offline.TAKES_AGAIN]
     others = [one for one in meant if one.sink != offline.TAKES_AGAIN]
     if others and not before:
         raise Refused(_elsewhere(others))
-    choice = _chosen(offline.TAKES_AGAIN, table, instrument)
+    choice = Choice(sink=offline.TAKES_AGAIN, table=table, instrument_key=instrument)
     waiting = _sent_again(settings, path, choice, wait_s) if before else 0
     left = {one.place: one for one in deadletters.read(path, choice)}
     refused = [left[one.place] for one in before if one.place in left]
@@ -120,17 +122,14 @@ def resume(
 ) -> None:
     """Let a running recorder go on with a parked sink."""
     folder = recorded(settings_of(data_dir, config, env_file).data_dir)
-    view = read_view(folder / "state.db")
-    known = {one.sink: one for one in view.cursors} if view else {}
-    if sink not in known:
-        raise Refused(f"no sink {sink!r} has delivered from {folder}; known: {', '.join(known) or 'none'}")
-    if known[sink].state != "parked":
-        typer.echo(f"{sink} is not parked: it is {known[sink].state}")
+    cursor = _cursor(folder, sink)
+    if cursor.state != "parked":
+        typer.echo(f"{sink} is not parked: it is {cursor.state}")
     elif holder(folder) is None:
         typer.echo(f"no recorder runs; the next `tickvault run` goes on with {sink} by itself")
     else:
         deadletters.resume(folder / "state.db", sink)
-        typer.echo(f"{sink} is resumed behind seq {known[sink].seq}; `tickvault status` says how it gets on")
+        typer.echo(f"{sink} is resumed behind seq {cursor.seq}; `tickvault status` says how it gets on")
 
 
 def _sent_again(settings: Settings, path: Path, choice: Choice, wait_s: float) -> int:
@@ -162,10 +161,20 @@ def _tell(count: int, left: Sequence[Letter], waiting: int, *, as_json: bool) ->
         typer.echo(f"{len(left):,} were refused again: {left[0].reason}")
 
 
-def _chosen(sink: str | None, table: str | None, instrument: str | None) -> Choice:
+def _chosen(folder: Path, sink: str | None, table: str | None, instrument: str | None) -> Choice:
+    if sink is not None:
+        _cursor(folder, sink)
     if table is not None and table not in _TABLES:
         raise ConfigurationError(f"--table: expected one of {', '.join(_TABLES)}, got {table!r}")
     return Choice(sink=sink, table=table, instrument_key=instrument)
+
+
+def _cursor(folder: Path, sink: str) -> Cursor:
+    view = read_view(folder / "state.db")
+    known = {one.sink: one for one in view.cursors} if view else {}
+    if sink not in known:
+        raise Refused(f"no sink {sink!r} has delivered from {folder}; known: {', '.join(known) or 'none'}")
+    return known[sink]
 
 
 def _as_json(letter: Letter) -> dict[str, Any]:

@@ -121,4 +121,4 @@ def _time_ns(text: str) -> int:
         raise ConfigurationError(f"--to-time: expected a time such as 2026-11-23T09:15, got {text!r}") from exc
     if at.tzinfo is None:
         at = at.replace(tzinfo=IST)
-    return int(at.timestamp() * 1_000_000) * 1000
+    return max(0, int(at.timestamp() * 1_000_000)) * 1000  # nothing was received before 1970
