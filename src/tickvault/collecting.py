@@ -98,7 +98,7 @@ class Collector:
             rows, size = rows + part.rows, size + chunk.nbytes
             if not self._more and self._left_s(due_s) <= 0:
                 break
-        return joined(parts) if parts else None
+        return await asyncio.to_thread(joined, parts) if parts else None
 
     async def _read(self, room: int) -> Chunk | None:
         held, self._held = self._held, None
