@@ -19,7 +19,7 @@ from tickvault.cli import program
 from tickvault.delivery import Delivery
 from tickvault.model import SCHEMAS
 from tickvault.settings import SETTINGS
-from tickvault.web import status
+from tickvault.web import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +78,7 @@ def test_no_command_is_only_documented() -> None:
 
 def test_every_metric_is_documented() -> None:
     """Each metric family of the status server is in metrics.md, under the name that Prometheus shows."""
-    calls = [node for node in ast.walk(ast.parse(inspect.getsource(status))) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(metrics))) if isinstance(node, ast.Call)]
     names = {
         first.value + ("_total" if getattr(call.func, "id", "") == "CounterMetricFamily" else "")
         for call in calls

@@ -26,8 +26,8 @@ print(*sys.modules)
         (
             ["run", "--duration", "1"],
             {
-                *("duckdb", "matplotlib", "pandas", "polars", "tickvault.checks", "tickvault.day", "tickvault.offline"),
-                *("tickvault.query", "tickvault.report", "tickvault.simulator.server"),
+                *("duckdb", "matplotlib", "pandas", "polars", "prometheus_client", "tickvault.checks", "tickvault.day"),
+                *("tickvault.offline", "tickvault.query", "tickvault.report", "tickvault.simulator.server"),
                 *("tickvault.brokers.upstox.login", "tickvault.brokers.upstox.probe"),
             },
         ),
