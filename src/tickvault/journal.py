@@ -267,6 +267,11 @@ class Journal:
         self._defining.update((one.instrument_key, one) for one in changed)
         return Fact("defs", segments.defs_body(changed)) if changed else None
 
+    def forget(self, definitions: Mapping[str, Definition]) -> None:
+        """Take back what `define` returned a fact for: it will not be appended."""
+        for key in definitions:
+            self._defining.pop(key, None)
+
     def mend(self, path: Path, reason: str) -> tuple[Gap, ...]:
         """Set a damaged segment aside while the recorder runs, and keep what is whole of it; return the gaps.
 

@@ -459,7 +459,11 @@ class _Stage:
     async def define(self, found: Mapping[str, Definition]) -> None:
         """Queue the definitions that differ from those in force."""
         if fact := self.journal.define(found):
-            await self.intake.fact(fact.kind, fact.body)
+            try:
+                await self.intake.fact(fact.kind, fact.body)
+            except BaseException:
+                self.journal.forget(found)
+                raise
 
 
 @dataclass(slots=True)

@@ -201,3 +201,38 @@ async def test_thousands_of_definitions_leave_the_loop_room(session: aiohttp.Cli
     assert told == keys
     assert max(parts) <= 200
     assert turns == set(range(1, len(parts) + 1)), "each before the next part"
+
+
+async def test_what_could_not_be_journalled_in_time_is_journalled_later(
+    session: aiohttp.ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the queue has no room the subscribe goes ahead without its definitions; they follow when there is room."""
+    monkeypatch.setattr("tickvault.brokers.upstox.definitions._PAUSE_S", 0.01)
+    lists = Lists()
+    lists.rows = [contract(24_500.0, dt.date(2026, 9, 1))]
+    app = web.Application()
+    app.router.add_get("/list", lists.handle)
+    room = asyncio.Event()
+    waiting = asyncio.Event()
+    told: list[str] = []
+
+    async def keep(definitions: Mapping[str, Definition]) -> None:
+        waiting.set()
+        await room.wait()
+        told.extend(definitions)
+
+    async with TestServer(app) as server:
+        master = InstrumentList(url=str(server.make_url("/list")), cache_dir=tmp_path, session=session)
+        definitions = Definitions(master, lambda: (KEY,), keep)
+        asked = asyncio.create_task(definitions.bring_into_force((Subscription(instrument_key=KEY, mode=Mode.FULL),)))
+        await asyncio.wait_for(waiting.wait(), 20)
+        asked.cancel()
+        await asyncio.wait([asked])
+        room.set()
+        keeper = asyncio.create_task(definitions.keep())
+        async with asyncio.timeout(20):
+            while not told:
+                await asyncio.sleep(0.002)
+        keeper.cancel()
+        await asyncio.wait([keeper])
+    assert told == [KEY]

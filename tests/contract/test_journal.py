@@ -209,6 +209,8 @@ def test_definitions_in_force_are_the_same_wherever_one_begins_to_read(home: Hom
     newer = {"A": Definition(instrument_key="A", symbol="v4")}
     assert home.journal.define(newer) is not None
     assert home.journal.define(newer) is None, "it is on its way"
+    home.journal.forget(newer)
+    assert home.journal.define(newer) is not None, "it did not get there"
     assert home.journal.define({"A": Definition(instrument_key="A", symbol="v3")}) is not None, "and would be in force"
 
 

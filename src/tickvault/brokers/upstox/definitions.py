@@ -56,8 +56,10 @@ class Definitions:
         # All sockets' keys at once: the list remembers what it was asked for last, and need not be read again.
         keys = dict.fromkeys((*self._planned(), *(one.instrument_key for one in subscriptions)))
         async with self._asking:  # sockets that open together wait for one download
-            self._version = await self._master.version()
+            version = await self._master.version()
+            self._version = None  # whoever waits for this may give up; `keep` does not
             await self._tell(await self._master.definitions(tuple(keys)))
+            self._version = version
         if not self._master.fresh:
             self._wanting.set()
 
