@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tickvault import compaction, prune
 from tickvault.batching import to_batch
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.journal import Fact, Journal, Received
@@ -19,10 +20,14 @@ from tickvault.sinks.parquet import FileSystem, ParquetStore
 from tickvault.state import State
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pyarrow as pa
 
+    from tickvault.compaction import Compacted, Left
     from tickvault.journal import Committed
     from tickvault.model import Frame
+    from tickvault.sinks.parquet import DataFile
     from tickvault.state import Cursor
 
 AT_MS = 1_788_234_300_000  # 2026-09-01 09:15 IST
@@ -103,6 +108,15 @@ class CrashingDisk(FileSystem):
             path.write_bytes(b"PAR1 torn")
             raise
         super().write_table(path, table)
+
+    def write_sorted(self, path: Path, inputs: Sequence[DataFile]) -> None:
+        self.fuse.burn()
+        try:
+            self.fuse.burn()
+        except Crash:
+            path.write_bytes(b"PAR1 torn")
+            raise
+        super().write_sorted(path, inputs)
 
     def rename(self, source: Path, target: Path) -> None:
         self.fuse.burn()
@@ -186,7 +200,7 @@ class Vault:
         items: list[Received | Fact] = []
         for _ in range(count):
             self.number += 1
-            at_ms = AT_MS + (DAY_MS // 2 if days and self.number % 3 == 0 else 0)
+            at_ms = AT_MS + (DAY_MS if days and self.number % 3 == 0 else 0)
             body = b"\xff broken" if self.number % 7 == 0 else payload(self.number, at_ms=at_ms)
             items.append(received(self.number, body))
         self.journal.append(items)
@@ -218,6 +232,17 @@ class Vault:
 
     def rewind(self, to_seq: int) -> None:
         self.cursors.rewind("parquet", to_seq, self.store)
+
+    def compact(self, *, days: int = 3) -> list[Compacted | Left]:
+        """Compact what is older than so many days behind the first."""
+        now_ns = AT_NS + days * DAY_MS * 1_000_000
+        return list(
+            compaction.compact(self.path, now_ns=now_ns, reserve_bytes=0, disk=CrashingDisk(self.fuse), reading_s=0)
+        )
+
+    def prune(self) -> None:
+        """Remove what of the journal is delivered."""
+        prune.prune(self.folder, self.state, ["parquet"], before_ns=None)
 
     def lose_state(self) -> None:
         (self.path / "state.db").unlink(missing_ok=True)

@@ -38,6 +38,7 @@ _COMMANDS: Final = {
     "resume": "dead_letters:resume",
     "day": "day:day",
     "disk": "disk:disk",
+    "compact": "compact:compact",
     "login": "token:login",
     "probe": "token:probe",
     "report": "report:report",

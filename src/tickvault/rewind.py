@@ -6,6 +6,7 @@ what it is: state whose generation is older than the journal's last `cursor_move
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -14,7 +15,7 @@ from tickvault import archive
 from tickvault.errors import Refused
 from tickvault.intake import commit
 from tickvault.journal import Fact
-from tickvault.sinks.parquet import boundary
+from tickvault.sinks.parquet import boundary, reading
 from tickvault.survey import generations, lost_ranges
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ class Cursors:
         found = self._state.cursor(sink)
         trusted = found is not None and found.generation >= journalled
         if store is not None:
-            store.clean()
-            self._open_files(sink, store, found if trusted else None, journalled)
+            with reading(store.root):
+                store.clean()
+                self._open_files(sink, store, found if trusted else None, journalled)
         elif not trusted or found is None or found.seq < self._first_seq - 1:
             if found is not None and trusted:
                 self._skip(sink, found.seq)
@@ -75,6 +77,12 @@ class Cursors:
             Refused: the journal no longer holds it, or the cursor is not that far yet.
         """
         cursor = self.open(sink, store)
+        with reading(store.root) if store is not None else nullcontext():
+            self._rewind(cursor, to_seq, store)
+        return self._cursor(sink)
+
+    def _rewind(self, cursor: Cursor, to_seq: int, store: ParquetStore | None) -> None:
+        sink = cursor.sink
         lowest = self._first_seq - 1
         if not lowest <= to_seq <= cursor.seq:
             raise Refused(
@@ -84,8 +92,10 @@ class Cursors:
         if store is not None and (start := boundary(files := store.files(), to_seq)) < self._first_seq:
             ends = (to for to in {lowest, *(file.hi for file in files)} if to >= lowest)
             possible = min(to for to in ends if boundary(files, to) > lowest)
+            whole = min((file.date for file in files if file.lo == start and file.compacted), default=None)
+            day = f" ({whole}, compacted)" if whole else ""
             raise Refused(
-                f"{sink} cannot be rewound to {to_seq}: a file of it begins at {start}, before the journal's first frame "
+                f"{sink} cannot be rewound to {to_seq}: a file of it begins at {start}{day}, before the journal's first frame "
                 f"{self._first_seq}; the lowest possible --to-seq is {possible}"
             )
         if store is not None and (end := self._only_stored(store, start)):
@@ -95,7 +105,6 @@ class Cursors:
             )
         self._state.ask_rewind(sink, to_seq)
         self._go_back(self._cursor(sink), to_seq, store)
-        return self._cursor(sink)
 
     def _open_files(self, sink: str, store: ParquetStore, cursor: Cursor | None, journalled: int) -> None:
         first_seq = self._first_seq
@@ -121,11 +130,11 @@ class Cursors:
         if (
             newest is not None
             and newest.hi == after
-            and not newest.compacted
             and boundary(files, newest.lo - 1) >= first_seq
             and not self._only_stored(store, newest.lo)
         ):
-            # It may be one of several that were being named when the state was lost: nothing may say it is complete.
+            # It may be one of several that were being named, or removed, when the state was lost: nothing may say it is
+            # complete. A compacted one too: a rewind may have removed that of another table.
             after = newest.lo - 1
         generation = max(journalled, 0 if cursor is None else cursor.generation)
         self._state.put_cursor(sink, after, generation=generation)

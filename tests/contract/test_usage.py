@@ -44,7 +44,7 @@ def test_what_a_folder_takes(tmp_path: Path) -> None:
     """Every file counts once, in its store; days are those of segments and rows."""
     vault = Vault(tmp_path / "data")
     vault.open()
-    vault.append(6)
+    vault.append(6, days=False)
     while vault.deliver(10):
         pass
     vault.journal.close()

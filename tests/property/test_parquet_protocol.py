@@ -19,9 +19,10 @@ from doubles import FAST, Crash, Vault, frames_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tickvault import query
+from tickvault import query, segments
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
-from tickvault.errors import JournalDamaged
+from tickvault.compaction import Left
+from tickvault.errors import JournalDamaged, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -38,15 +39,21 @@ class Model:
         self.vault = Vault(path, number=number)
         self.copy = path.parent / "older-state.db"
         self.acknowledged = acknowledged
+        self.pruned: dict[int, bool] = {}  # seq → whether it has rows
         self.refusals = 0
         self.vault.open()
 
     def held(self) -> list[int]:
         """Return the seqs that have rows."""
-        frames = frames_of(self.vault.folder)
-        assert [frame.seq for frame in frames] == list(range(1, len(frames) + 1))
-        assert len(frames) >= self.acknowledged
-        return [frame.seq for frame in frames if decodes(frame.payload)]
+        first = int(segments.paths(self.vault.folder)[0].stem)
+        frames = frames_of(self.vault.folder, first - 1)
+        assert [frame.seq for frame in frames] == list(range(first, first + len(frames)))
+        assert first + len(frames) - 1 >= self.acknowledged
+        found = {seq: rows for seq, rows in self.pruned.items() if seq < first} | {
+            frame.seq: decodes(frame.payload) for frame in frames
+        }
+        assert list(found) == list(range(1, first + len(frames)))
+        return [seq for seq, has_rows in found.items() if has_rows]
 
     def attempt(self, what: Callable[[], object], crash_at: int | None) -> bool:
         """Do something that may crash; when it does, the process is gone."""
@@ -68,14 +75,22 @@ class Model:
             case "deliver":
                 self.vault.deliver(amount)
             case "rewind":
-                self.vault.rewind(self.vault.cursor.seq * amount // 6)
+                with contextlib.suppress(Refused):  # what is pruned, or one file with it, cannot come again
+                    self.vault.rewind(self.vault.cursor.seq * amount // 6)
+            case "compact":
+                assert not [one for one in self.vault.compact(days=amount) if isinstance(one, Left)]
+            case "prune":
+                first = int(segments.paths(self.vault.folder)[0].stem)
+                held = {frame.seq: decodes(frame.payload) for frame in frames_of(self.vault.folder, first - 1)}
+                self.pruned |= {seq: has_rows for seq, has_rows in held.items() if seq <= self.vault.cursor.seq}
+                self.vault.prune()
 
     def step(self, step: Step) -> None:
         what, amount, crash_at = step
         vault = self.vault
         alive = True
         match what:
-            case "append" | "deliver" | "rewind":
+            case "append" | "deliver" | "rewind" | "compact" | "prune":
                 alive = self.attempt(lambda: self.does(what, amount), crash_at)
             case "copy":
                 self.copy.write_bytes((vault.path / "state.db").read_bytes())
@@ -157,6 +172,9 @@ steps = st.one_of(
     st.tuples(st.just("deliver"), st.integers(1, 6), crashes),
     st.tuples(st.just("deliver"), st.integers(1, 6), crashes),
     st.tuples(st.just("rewind"), st.integers(0, 6), crashes),
+    st.tuples(st.just("compact"), st.integers(1, 3), crashes),
+    st.tuples(st.just("compact"), st.integers(1, 3), crashes),
+    st.tuples(st.just("prune"), st.just(0), crashes),
     st.tuples(st.just("copy"), st.just(0), st.none()),
     st.tuples(st.sampled_from(["reopen", "lose", "restore"]), st.just(0), crashes),
 )
@@ -184,8 +202,15 @@ SCENE: list[Step] = [
     ("deliver", 5, None),
     ("rewind", 0, None),
     ("deliver", 2, None),
+    ("compact", 3, None),
+    ("deliver", 3, None),
+    ("deliver", 3, None),
+    ("reopen", 0, None),
+    ("copy", 0, None),
+    ("compact", 3, None),
+    ("rewind", 2, None),
 ]
-CUT = (1, 4, 6, 7)
+CUT = (1, 4, 6, 7, 14, 15)  # of these each operation is cut
 
 
 @contextlib.contextmanager

@@ -9,10 +9,11 @@ shadowed and does not count. `FileSystem` is every operation on the disk, so tha
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -23,15 +24,28 @@ import pyarrow.parquet as pq
 from tickvault.durable import sync_folder
 from tickvault.errors import SinkUnavailable
 from tickvault.model import BatchPolicy
+from tickvault.sinks.sorting import ORDER, write_sorted
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from tickvault.model import Batch
 
-__all__ = ["STORED", "DataFile", "FileSystem", "ParquetSink", "ParquetStore", "boundary", "counting", "recurring"]
+__all__ = [
+    "STORED",
+    "DataFile",
+    "FileSystem",
+    "ParquetSink",
+    "ParquetStore",
+    "boundary",
+    "counting",
+    "locked",
+    "reading",
+    "recurring",
+    "scan",
+]
 
 STORED: Final = (
     "ticks",
@@ -69,9 +83,16 @@ class FileSystem:
             pq.write_table(table, file, compression="zstd", use_dictionary=recurring(table.schema))
             file.flush()
             os.fsync(file.fileno())
-        stored = pq.read_metadata(path).num_rows
-        if stored != table.num_rows:
-            raise OSError(f"{path} holds {stored} rows, {table.num_rows} were written")
+        _check_rows(path, table.num_rows)
+
+    def write_sorted(self, path: Path, inputs: Sequence[DataFile]) -> None:
+        """Write and fsync a file with all rows of others of one table, in order, then read its footer back."""
+        rows = sum(pq.read_metadata(one.path).num_rows for one in inputs)
+        with open(path, "wb", opener=_private) as file:
+            write_sorted([one.path for one in inputs], file, ORDER[inputs[0].table], spool_folder=path.parent)
+            file.flush()
+            os.fsync(file.fileno())
+        _check_rows(path, rows)
 
     def rename(self, source: Path, target: Path) -> None:
         """Give a file its name."""
@@ -277,6 +298,41 @@ def recurring(schema: pa.Schema) -> list[str]:
     """Return the Parquet columns whose values recur."""
     columns = [field for field in schema if field.name not in _UNIQUE]
     return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in columns]
+
+
+@contextmanager
+def reading(root: Path) -> Iterator[None]:
+    """Keep compaction from swapping files while they are listed and read, or removed."""
+    try:
+        fd = os.open(root / ".lock", os.O_RDONLY | os.O_CREAT, 0o600)
+    except OSError:
+        yield  # there is no folder, or one that cannot be written to and is not being compacted either
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Have a lock file for oneself; false, at once, while anybody else has it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(fd)
+
+
+def _check_rows(path: Path, rows: int) -> None:
+    stored = pq.read_metadata(path).num_rows
+    if stored != rows:
+        raise OSError(f"{path} holds {stored} rows, {rows} were written")
 
 
 def _private(path: str, flags: int) -> int:
