@@ -16,7 +16,7 @@ from tickvault.journal import Fact, Journal, Received
 from tickvault.ledger import Ledger
 from tickvault.reading import JournalReader
 from tickvault.rewind import Cursors
-from tickvault.sinks.parquet import FileSystem, ParquetStore
+from tickvault.sinks.parquet import FileSystem, ParquetStore, TableFile
 from tickvault.state import State
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tickvault.compaction import Compacted, Left
     from tickvault.journal import Committed
-    from tickvault.model import Frame
+    from tickvault.model import Batch, Frame
     from tickvault.sinks.parquet import DataFile
     from tickvault.state import Cursor
 
@@ -100,14 +100,17 @@ class CrashingDisk(FileSystem):
     def __init__(self, fuse: Fuse) -> None:
         self.fuse = fuse
 
-    def write_table(self, path: Path, table: pa.Table) -> None:
+    def write(self, file: TableFile, rows: pa.Table) -> None:
         self.fuse.burn()
+        super().write(file, rows)
+
+    def finish(self, file: TableFile) -> None:
         try:
             self.fuse.burn()
         except Crash:
-            path.write_bytes(b"PAR1 torn")
+            file.path.write_bytes(b"PAR1 torn")
             raise
-        super().write_table(path, table)
+        super().finish(file)
 
     def write_sorted(self, path: Path, inputs: Sequence[DataFile]) -> None:
         self.fuse.burn()
@@ -191,6 +194,9 @@ class Vault:
         """Let go of the files as a killed process does: nothing is sealed, nothing written."""
         if hasattr(self, "state"):
             self.state.close()
+        if hasattr(self, "store"):
+            for file in self.store._staged.values():
+                file.abandon()
         journal = getattr(self, "journal", None)
         if journal is not None and journal._db is not None:
             journal._db.close()
@@ -205,19 +211,23 @@ class Vault:
             items.append(received(self.number, body))
         self.journal.append(items)
 
-    def deliver(self, max_frames: int) -> bool:
-        """Deliver one batch; False when there is nothing."""
-        cursor = self.cursor
-        reader = JournalReader(self.folder, cursor.seq)
+    def batch(self, max_frames: int) -> Batch | None:
+        """Return what is behind the cursor; None when there is nothing."""
+        reader = JournalReader(self.folder, self.cursor.seq)
         try:
             chunk = reader.read(max_frames=max_frames, max_bytes=10**9)
         finally:
             reader.close()
-        if chunk is None:
+        return chunk and to_batch(chunk, recorder_id=self.journal.recorder_id, ledger=Ledger())
+
+    def deliver(self, max_frames: int) -> bool:
+        """Deliver one batch, in two parts; False when there is nothing."""
+        cursor, batch = self.cursor, self.batch(max_frames)
+        if batch is None:
             return False
-        batch = to_batch(chunk, recorder_id=self.journal.recorder_id, ledger=Ledger())
         self.state.attempt("parquet", batch.hi)
-        self.store.commit(batch)
+        self.store.stage(batch.slice(0, batch.rows // 2))
+        self.store.commit(batch.slice(batch.rows // 2, batch.rows))
         self.state.advance(
             "parquet",
             batch.hi,

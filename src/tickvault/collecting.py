@@ -1,4 +1,4 @@
-"""The journal, cut into batches by a sink's policy, read and decoded only when a batch's worth waits or is due.
+"""The journal, cut into batches by a sink's policy, read and decoded when much waits, for long, or the batch is due.
 
 What waits, waits in the journal: a frame is read once, with those that came after it, so memory and work follow the
 rows of a batch and not the number of frames they came in.
@@ -12,10 +12,10 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from tickvault.batching import joined, to_batch, wait_s
-from tickvault.model import IST
+from tickvault.model import IST, TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from tickvault.intake import Progress
     from tickvault.ledger import Ledger
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Collector"]
 
 _READ_FRAMES: Final = 2_000
-_READ_BYTES: Final = 4_000_000  # decoded at a time: bounds memory whatever the policy is
+_READ_BYTES: Final = 4_000_000  # decoded at a time, while catching up: bounds memory whatever the policy is
+_LEAST_READ_BYTES: Final = 1_000_000  # at the journal's end: parsing takes ten times the memory of what is parsed
+_READ_S: Final = 2.0  # what is not due is read meanwhile, or it would be much to decode at once
 
 
 class Collector:
@@ -38,6 +40,8 @@ class Collector:
         ledger: the gap ledger up to the reader's place; it is folded on.
         progress: of the journal.
         wall_ns: UTC wall clock in ns, for the end of the day.
+        stage: is given the rows of a batch in parts, but for its candles, of which a later one may replace an earlier one;
+            None: a batch is held until it is closed.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Collector:
         ledger: Ledger,
         progress: Progress,
         wall_ns: Callable[[], int],
+        stage: Callable[[Batch], Awaitable[None]] | None = None,
     ) -> None:
         self._reader = reader
         self._policy = policy
@@ -56,17 +61,20 @@ class Collector:
         self._ledger = ledger
         self._progress = progress
         self._wall_ns = wall_ns
+        self._stage = stage
+        self._gone = 0  # rows of the batch under way that were staged
         self._held: Chunk | None = None  # read, but of the next batch: other definitions are in force
         self._held_due_s = math.inf  # it has waited with the batch before it, and does not wait anew
         self._more = False  # the last read did not reach the journal's end
+        self._at_most = _LEAST_READ_BYTES  # of the next read
         self._given_s = math.inf  # when the last batch was given away
         self._took_s = 0.0  # until the next one was asked for
 
     async def next(self) -> Batch | None:
-        """Return the next batch; None when everything is read and nothing more will come.
+        """Return the next batch, but for what was staged of it; None when everything is read and nothing more will come.
 
         Raises:
-            JournalDamaged: as JournalReader.read does.
+            JournalDamaged: as JournalReader.read does. What `stage` raises.
         """
         self._took_s = max(0.0, asyncio.get_running_loop().time() - self._given_s)
         batch = await self._collected()
@@ -75,6 +83,7 @@ class Collector:
 
     async def _collected(self) -> Batch | None:
         parts: list[Batch] = []
+        self._gone = 0
         rows, size, due_s = 0, 0, math.inf if self._held is None else self._held_due_s
         while not parts or wait_s(self._policy, rows=rows, nbytes=size, took_s=self._took_s):
             if self._held is None and not self._more:
@@ -88,24 +97,35 @@ class Collector:
                 await self._progress.beyond(last_seq, timeout_s=self._left_s(due_s) if parts else None)
                 continue
             self._more = chunk.hi < last_seq
+            self._at_most = min(2 * self._at_most, _READ_BYTES) if self._more else _LEAST_READ_BYTES
             if parts and chunk.changed:
                 self._held, self._held_due_s = chunk, due_s
                 break
             part = await asyncio.to_thread(to_batch, chunk, recorder_id=self._recorder_id, ledger=self._ledger)
             if due_s == math.inf:
                 due_s = self._due_s()
-            parts.append(part)
-            rows, size = rows + part.rows, size + chunk.nbytes
+            parts = [*await self._staged(parts), part]
+            rows, size = self._gone + sum(one.rows for one in parts), size + chunk.nbytes
             if not self._more and self._left_s(due_s) <= 0:
                 break
         return await asyncio.to_thread(joined, parts) if parts else None
+
+    async def _staged(self, parts: list[Batch]) -> list[Batch]:
+        """Stage what was collected, once it is enough; return what stays, which covers the same frames."""
+        rows = sum(part.rows - part.tables["candles"].num_rows for part in parts)
+        if self._stage is None or rows < self._policy.part_rows:
+            return parts
+        whole = await asyncio.to_thread(joined, parts)
+        await self._stage(whole.only(set(TABLES) - {"candles"}))
+        self._gone += rows
+        return [whole.only({"candles"})]
 
     async def _read(self, room: int) -> Chunk | None:
         held, self._held = self._held, None
         if held is not None:
             return held
         return await asyncio.to_thread(
-            self._reader.read, max_frames=_READ_FRAMES, max_bytes=max(1, min(_READ_BYTES, room))
+            self._reader.read, max_frames=_READ_FRAMES, max_bytes=max(1, min(self._at_most, room))
         )
 
     async def _wait(self, due_s: float) -> float:
@@ -113,7 +133,8 @@ class Collector:
         if due_s == math.inf:
             await self._progress.beyond(self._reader.after_seq, timeout_s=None)
             due_s = self._due_s()
-        await self._progress.beyond(self._reader.after_seq + _READ_FRAMES - 1, timeout_s=self._left_s(due_s))
+        waits_s = min(_READ_S, self._left_s(due_s))
+        await self._progress.beyond(self._reader.after_seq + _READ_FRAMES - 1, timeout_s=waits_s)
         return due_s
 
     def _left_s(self, due_s: float) -> float:

@@ -22,13 +22,14 @@ from tickvault.collecting import Collector
 from tickvault.errors import JournalDamaged, JournalFull, SinkMisconfigured, SinkUnavailable
 from tickvault.journal import Fact
 from tickvault.letters import merged
+from tickvault.model import TakesParts
 from tickvault.outbox import Notice
 from tickvault.reading import JournalReader
-from tickvault.sending import send, stored
+from tickvault.sending import Sent, send
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from tickvault.intake import Progress
@@ -132,6 +133,9 @@ class Delivery:
         self._message = message
         self._patience = patience
         self._refusals, self._unreadable = _Refusals(*_REFUSED_ROWS), _Refusals(*_UNREADABLE_FRAMES)
+        self._in_parts = sink if isinstance(sink, TakesParts) else None
+        self._staged = Sent()  # of the batch under way
+        self._pauses: Iterator[float] | None = None  # since a batch was last delivered
         self._condition = "parked" if cursor.state == "parked" else "running"  # what nobody was told the end of
         self._dropped, self._dropping = 0, False
         self._settling: deque[tuple[float, int]] = deque()
@@ -189,7 +193,11 @@ class Delivery:
             ledger=ledger,
             progress=self._progress,
             wall_ns=self._wall_ns,
+            stage=self._stage if self._in_parts else None,
         )
+        self._staged = Sent()
+        if self._in_parts:
+            await self._in_parts.discard()
         while (batch := await collector.next()) is not None:
             await self._deliver(batch.only(self._sink.tables))
             del batch  # or it would be held while the next one is collected
@@ -199,17 +207,17 @@ class Delivery:
         self._check_readable(batch)
         await self._in_state(self._state.attempt, self.name, batch.hi)
         room = self._refusals.room_for(batch.rows)
-        refused = await send(self._write, batch, at_most=room) if batch.rows else []
+        sent, self._staged = self._staged.and_(batch), Sent()
+        refused = await send(self._write, batch, at_most=room) if sent.rows else []
         self._note_beyond_retention(batch.hi)
         self._refusals.refused += len(refused)
         mapped = any(batch.tables[name].num_rows for name in _MAPPED)
         if len(refused) > room or (mapped and len(refused) == batch.rows >= _WHOLE_BATCH):
             raise _Parked(f"{len(refused)} of {batch.rows} rows refused: {refused[-1].reason}")
         notices = []
-        if taken := batch.rows - len(refused):
-            now_ns = self._wall_ns()
+        if sent.rows > len(refused):
             notices.append(
-                stored(batch, taken, self._cursor, high_water_seq=batch.hi, message=self._message, now_ns=now_ns)
+                sent.told(self._cursor, but=len(refused), hi=batch.hi, message=self._message, now_ns=self._wall_ns())
             )
         if self._condition != "running":
             notices.append(self._told("sink.recovered", "delivering again"))
@@ -230,9 +238,17 @@ class Delivery:
         if not advanced:
             await self._reload()
         self._cursor = replace(self._cursor, seq=batch.hi, settled_seq=settled_seq)
+        self._pauses = None
         self.frames += batch.hi - batch.lo + 1
-        for name, table in batch.tables.items():
-            self.rows[name] = self.rows.get(name, 0) + table.num_rows
+        for name, rows in sent.by_table.items():
+            self.rows[name] = self.rows.get(name, 0) + rows
+
+    async def _stage(self, part: Batch) -> None:
+        """Hand a part of the batch under way to a sink that takes it in parts."""
+        assert self._in_parts is not None
+        part = part.only(self._sink.tables)
+        await self._patiently(self._in_parts.stage, part)
+        self._staged = self._staged.and_(part)
 
     def _check_readable(self, batch: Batch) -> None:
         """Park rather than fill the state with letters of frames, which the journal keeps for a decoder that reads them."""
@@ -254,25 +270,31 @@ class Delivery:
             _log.warning("sink.beyond_retention", sink=self.name, rows=more, seq=seq)
 
     async def _write(self, batch: Batch) -> None:
+        await self._patiently(self._sink.write, batch)
+
+    async def _patiently(self, write: Callable[[Batch], Awaitable[None]], batch: Batch) -> None:
         """Write until the store has answered: accepted, too large or refused."""
-        pauses = backoff(self._rng, first_s=self._patience.first_s, cap_s=self._patience.longest_s)
         failed = False
         while True:
             try:
                 async with self.writing:
-                    await self._sink.write(batch)
+                    await write(batch)
             except SinkUnavailable as exc:
-                failed = True
                 await self._say("retrying", exc)
-                await asyncio.sleep(max(next(pauses), exc.retry_after_s or 0.0))
+                self._pauses = self._pauses or backoff(
+                    self._rng, first_s=self._patience.first_s, cap_s=self._patience.longest_s
+                )
+                await asyncio.sleep(max(next(self._pauses), exc.retry_after_s or 0.0))
             except SinkMisconfigured as exc:
-                failed = True
                 await self._say("misconfigured", exc)
                 await asyncio.sleep(self._patience.misconfigured_s)
             else:
                 if failed:
                     await self._unsettle()
                 return
+            failed = True
+            if self._in_parts:  # what it has of the batch may be anything
+                raise _Restart
 
     async def _in_state(self, change: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Make a change to the state; on a full disk wait for room, as intake does."""

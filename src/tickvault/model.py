@@ -32,6 +32,7 @@ __all__ = [
     "Sink",
     "Subscription",
     "TakesAgain",
+    "TakesParts",
     "segment_of",
 ]
 
@@ -328,6 +329,7 @@ class BatchPolicy:
         max_wait_s: seconds from its first frame.
         min_wait_s: seconds from its first frame that suffice for a store that is quick (batching.wait_s); None: a batch
             waits `max_wait_s` however quick the store is.
+        part_rows: rows from which a part of a batch goes to a sink that takes it in parts (TakesParts).
         by_date: close it when the IST date of the frames changes.
     """
 
@@ -335,6 +337,7 @@ class BatchPolicy:
     max_bytes: int
     max_wait_s: float
     min_wait_s: float | None = None
+    part_rows: int = 8_000
     by_date: bool = False
 
 
@@ -367,6 +370,26 @@ class Sink(Protocol):
 
     async def aclose(self) -> None:
         """Release connections and files."""
+
+
+@runtime_checkable
+class TakesParts(Protocol):
+    """What a sink can also do that makes one thing of a batch: take its rows as they come, so that nobody holds them all.
+
+    For the implementer: `stage` is called with parts of a batch, in order, then `write` with the rest of it, whose range,
+    days and candles are those of the whole batch. Nothing that is staged counts before. After an exception of either,
+    `discard` is called and the batch comes anew, cut elsewhere. All by one task.
+    """
+
+    async def stage(self, part: Batch) -> None:
+        """Take rows of the batch that the next `write` completes.
+
+        Raises:
+            SinkUnavailable, SinkMisconfigured: see tickvault.errors.
+        """
+
+    async def discard(self) -> None:
+        """Forget what was staged; also called when nothing was."""
 
 
 @runtime_checkable

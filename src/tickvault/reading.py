@@ -22,6 +22,8 @@ __all__ = ["Chunk", "JournalReader"]
 
 _GOVERNING: Final = (*KINDS, "defs")  # what rows, and rows of gaps, depend on
 
+_CACHE_KB: Final = 256  # a segment is read once, from one end to the other
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
@@ -206,6 +208,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     """Open a segment, unless facts in it would not be found."""
     db = segments.reader(path)
     try:
+        db.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
         agrees = index_agrees(db)
     except BaseException:
         db.close()

@@ -23,7 +23,7 @@ from tickvault.errors import JournalDamaged, JournalFull, Refused, SinkMisconfig
 from tickvault.letters import merged, rows_of
 from tickvault.model import SCHEMAS, TABLES, Batch, Definition, Rejected, TakesAgain
 from tickvault.reading import JournalReader
-from tickvault.sending import send, stored
+from tickvault.sending import Sent, send
 
 if TYPE_CHECKING:
     import random
@@ -185,7 +185,9 @@ class Redrive:
             if taken and cursor is not None:
                 now_ns = self._wall_ns()
                 notices.append(
-                    stored(fresh, taken, cursor, high_water_seq=cursor.seq, message=self._message, now_ns=now_ns)
+                    Sent()
+                    .and_(fresh)
+                    .told(cursor, but=fresh.rows - taken, hi=cursor.seq, message=self._message, now_ns=now_ns)
                 )
             await asyncio.to_thread(
                 self._state.redriven,

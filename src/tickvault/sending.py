@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
@@ -11,12 +12,12 @@ from tickvault.letters import letter_of
 from tickvault.outbox import Notice
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from tickvault.model import Batch, Rejected
     from tickvault.state import Cursor
 
-__all__ = ["send", "stored"]
+__all__ = ["Sent", "send"]
 
 
 async def send(
@@ -54,20 +55,48 @@ async def send(
     return refused
 
 
-def stored(batch: Batch, rows: int, cursor: Cursor, *, high_water_seq: int, message: str, now_ns: int) -> Notice:
-    """Return the event that tells of a batch, of which so many rows were stored."""
-    tables = [batch.tables[name] for name in ("ticks", "market_status")]
-    ends = [pc.min_max(table.column("time").cast("int64")).as_py() for table in tables if table.num_rows]
-    return Notice(
-        event="data.stored",
-        sink=cursor.sink,
-        high_water_seq=high_water_seq,
-        rows=rows,
-        from_ns=min(end["min"] for end in ends) * 1000 if ends else now_ns,
-        to_ns=max(end["max"] for end in ends) * 1000 if ends else now_ns,
-        message=message,
-        generation=cursor.generation,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What of a batch was sent, for the event that tells of it.
+
+    Attributes:
+        by_table: table → rows.
+        from_ns: time of its first row, UTC in ns, and of its last; None while no row has one.
+    """
+
+    by_table: Mapping[str, int] = field(default_factory=dict)
+    from_ns: int | None = None
+    to_ns: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows over all tables."""
+        return sum(self.by_table.values())
+
+    def and_(self, batch: Batch) -> Sent:
+        """Return this and the rows of a further part."""
+        tables = [batch.tables[name] for name in ("ticks", "market_status")]
+        ends = [pc.min_max(table.column("time").cast("int64")).as_py() for table in tables if table.num_rows]
+        times = [end[which] * 1000 for end in ends for which in ("min", "max")]
+        times += [one for one in (self.from_ns, self.to_ns) if one is not None]
+        return Sent(
+            by_table={name: self.by_table.get(name, 0) + table.num_rows for name, table in batch.tables.items()},
+            from_ns=min(times, default=None),
+            to_ns=max(times, default=None),
+        )
+
+    def told(self, cursor: Cursor, *, but: int, hi: int, message: str, now_ns: int) -> Notice:
+        """Return the event that all of it but so many rows is stored."""
+        return Notice(
+            event="data.stored",
+            sink=cursor.sink,
+            high_water_seq=hi,
+            rows=self.rows - but,
+            from_ns=now_ns if self.from_ns is None else self.from_ns,
+            to_ns=now_ns if self.to_ns is None else self.to_ns,
+            message=message,
+            generation=cursor.generation,
+        )
 
 
 def _halves(batch: Batch) -> list[Batch]:

@@ -27,13 +27,15 @@ from tickvault.model import BatchPolicy, Definition
 from tickvault.reading import JournalReader
 from tickvault.segments import defs_body
 from tickvault.simulator.frames import SEGMENTS, market_info
-from tickvault.sinks.parquet import FileSystem, ParquetSink, ParquetStore
+from tickvault.sinks.parquet import FileSystem, ParquetSink, ParquetStore, TableFile
 from tickvault.survey import events
 from tickvault.testing import FlakySink, MemorySink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    import pyarrow as pa
 
     from tickvault.model import Batch
 
@@ -593,3 +595,85 @@ async def test_a_parquet_disk_that_refuses_is_tried_again(bench: Bench) -> None:
         pq.ParquetFile(file.path).read(["seq"])["seq"].to_pylist() for file in store.files() if file.table == "ticks"
     ]
     assert ticks == [[1, 2, 3, 4]]
+
+
+def in_parts(store: ParquetStore) -> ParquetSink:
+    """Return a sink that is given three rows at a time, and makes one batch of them all."""
+    sink = ParquetSink(store)
+    sink.policy = BatchPolicy(max_rows=10_000, max_bytes=10**6, max_wait_s=0.01, part_rows=3)  # type: ignore[misc]
+    return sink
+
+
+def rows_of(store: ParquetStore, table: str) -> list[dict[str, Any]]:
+    """Return the rows of a table's files; one file, of several row groups."""
+    [file] = [file for file in store.files() if file.table == table]
+    assert (file.lo, file.hi) == (1, 12)
+    return list(pq.ParquetFile(file.path).read().to_pylist())
+
+
+def feed_of_candles(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journal twelve frames with a tick, and a version of one candle each; they are read two at a time."""
+    monkeypatch.setattr("tickvault.collecting._READ_FRAMES", 2)
+    frames = []
+    for number in range(1, 13):
+        message = pb.FeedResponse(currentTs=AT_MS)
+        full = message.feeds["A"].fullFeed.marketFF
+        full.ltpc.ltp = float(number)
+        full.marketOHLC.ohlc.add(interval="I1", ts=AT_MS, open=float(number))
+        frames.append(received(number, message.SerializeToString()))
+    bench.journal.append(frames)
+
+
+async def test_a_batch_that_is_stored_in_parts_is_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file a table whatever the parts, each candle in its last version, and what is told is what is stored."""
+    feed_of_candles(bench, monkeypatch)
+    store = ParquetStore(bench.path / "parquet", bench.journal.recorder_id)
+    delivery = await bench.deliver(in_parts(store))
+    ticks, [candle] = rows_of(store, "ticks"), rows_of(store, "candles")
+    assert [row["seq"] for row in ticks] == list(range(1, 13))
+    assert (candle["open"], candle["seq"]) == (12.0, 12)
+    [ticks_file] = [file.path for file in store.files() if file.table == "ticks"]
+    assert pq.read_metadata(ticks_file).num_row_groups == 3
+    assert {name: rows for name, rows in delivery.rows.items() if rows} == {"ticks": 12, "candles": 1}
+    [body] = bench.state._db.execute("SELECT body FROM outbox").fetchone()
+    assert json.loads(body)["rows"] == 13
+
+
+@pytest.mark.parametrize("failing", range(12))
+async def test_a_disk_that_fails_anywhere_in_a_batch_of_parts_costs_and_doubles_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """What was half written and half named goes, and the batch comes anew, longer meanwhile."""
+    feed_of_candles(bench, monkeypatch)
+    left = failing
+
+    class Failing(FileSystem):
+        def do(self) -> None:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                raise OSError(28, "No space left on device")
+
+        def write(self, file: TableFile, rows: pa.Table) -> None:
+            self.do()
+            super().write(file, rows)
+
+        def finish(self, file: TableFile) -> None:
+            self.do()
+            super().finish(file)
+
+        def rename(self, source: Path, target: Path) -> None:
+            self.do()
+            super().rename(source, target)
+
+        def sync_folder(self, path: Path) -> None:
+            self.do()
+            super().sync_folder(path)
+
+    store = ParquetStore(bench.path / "parquet", bench.journal.recorder_id, disk=Failing())
+    await bench.deliver(in_parts(store))
+    assert left < -1
+    assert [row["seq"] for row in rows_of(store, "ticks")] == list(range(1, 13))
+    assert [row["seq"] for row in rows_of(store, "candles")] == [12]
+    assert not list(store.root.rglob("*.tmp"))
+    assert bench.told() == ["data.stored", "sink.recovered"]

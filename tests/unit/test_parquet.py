@@ -9,7 +9,7 @@ import pytest
 from doubles import AT_MS, DAY_MS, Vault, payload, received
 
 from tickvault.model import SCHEMAS
-from tickvault.sinks.parquet import DataFile, FileSystem, ParquetStore, boundary, counting, scan
+from tickvault.sinks.parquet import DataFile, FileSystem, ParquetStore, TableFile, boundary, counting, scan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,6 +123,26 @@ def test_dropping_takes_the_newest_first(vault: Vault) -> None:
     assert {file.lo for file in store.files()} == {1}
 
 
+def test_what_was_named_of_a_batch_that_failed_goes_before_it_comes_anew(vault: Vault) -> None:
+    """It comes cut elsewhere, perhaps shorter, and the longer file would count instead."""
+
+    class Refusing(FileSystem):
+        def rename(self, source: Path, target: Path) -> None:
+            super().rename(source, target)
+            if target.name.endswith(f"{6:016}.parquet"):
+                raise OSError(28, "No space left on device")
+
+    vault.append(6, days=False)
+    store = ParquetStore(vault.store.root, vault.store.recorder_id, disk=Refusing())
+    with pytest.raises(OSError, match="No space"):
+        store.commit(vault.batch(6))
+    store.discard()
+    assert {(file.lo, file.hi) for file in store.files()} == {(1, 6)}
+    store.commit(vault.batch(4))
+    assert {(file.lo, file.hi) for file in store.files()} == {(1, 4)}
+    assert not list(store.root.rglob("*.tmp"))
+
+
 def test_other_recorders_files_are_left_alone(vault: Vault) -> None:
     """Cleaning and dropping touch our own only."""
     theirs = files(vault.path / "parquet", name(1, 3, recorder="other"), name(2, 3, recorder="other"))
@@ -140,4 +160,4 @@ def test_a_file_that_is_shorter_than_what_was_written_is_an_error(
     table: pa.Table = SCHEMAS["market_status"].empty_table()
     monkeypatch.setattr(pq, "read_metadata", lambda _: type("Footer", (), {"num_rows": 7}))
     with pytest.raises(OSError, match="holds 7 rows, 0 were written"):
-        FileSystem().write_table(tmp_path / "x.parquet", table)
+        TableFile(tmp_path / "x.parquet", table.schema).finish()

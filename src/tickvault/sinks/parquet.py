@@ -15,7 +15,7 @@ import re
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, ParamSpec
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,7 +28,7 @@ from tickvault.sinks.sorting import ORDER, write_sorted
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from tickvault.model import Batch
@@ -39,6 +39,7 @@ __all__ = [
     "FileSystem",
     "ParquetSink",
     "ParquetStore",
+    "TableFile",
     "boundary",
     "counting",
     "locked",
@@ -58,6 +59,7 @@ _NAME: Final = re.compile(r"(?P<recorder>[0-9a-z]+)-(?P<lo>\d{16})-(?P<hi>\d{16}
 _UNIQUE: Final = frozenset(
     {"ltt", "ltq", "atp", "vtt", "oi", "iv", "tbq", "tsq", "delta", "theta", "gamma", "vega", "rho"}
 )
+_P = ParamSpec("_P")
 _SEQ_COLUMN: Final = {"instruments": "valid_from_seq"}
 
 
@@ -74,16 +76,47 @@ class DataFile:
     compacted: bool
 
 
+class TableFile:
+    """A Parquet file that is being written: rows go to the disk as they come, a row group a call."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self.rows = 0
+        self._file = open(path, "wb", opener=_private)  # noqa: SIM115 - open until it is closed
+        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd", use_dictionary=recurring(schema))
+
+    def write(self, rows: pa.Table) -> None:
+        """Append rows."""
+        self._writer.write_table(rows)
+        self.rows += rows.num_rows
+
+    def finish(self) -> None:
+        """Complete and fsync the file, then read its footer back."""
+        with self._file:
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        _check_rows(self.path, self.rows)
+
+    def abandon(self) -> None:
+        """Let go of the file, whatever state it is in."""
+        with suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        self._writer.is_open = False  # or it would try once more when it is collected
+        with suppress(OSError):
+            self._file.close()
+
+
 class FileSystem:
     """The disk operations of the protocol, each atomic or repeatable."""
 
-    def write_table(self, path: Path, table: pa.Table) -> None:
-        """Write and fsync a file, then read its footer back."""
-        with open(path, "wb", opener=_private) as file:
-            pq.write_table(table, file, compression="zstd", use_dictionary=recurring(table.schema))
-            file.flush()
-            os.fsync(file.fileno())
-        _check_rows(path, table.num_rows)
+    def write(self, file: TableFile, rows: pa.Table) -> None:
+        """Append rows to a file."""
+        file.write(rows)
+
+    def finish(self, file: TableFile) -> None:
+        """Make a file complete and durable, and check it."""
+        file.finish()
 
     def write_sorted(self, path: Path, inputs: Sequence[DataFile]) -> None:
         """Write and fsync a file with all rows of others of one table, in order, then read its footer back."""
@@ -121,6 +154,8 @@ class ParquetStore:
         self.root = root
         self.recorder_id = recorder_id
         self._disk = disk or FileSystem()
+        self._staged: dict[tuple[str, dt.date], TableFile] = {}
+        self._named_from: int | None = None  # the batch whose files may have got their names, but for its end
 
     def files(self) -> list[DataFile]:
         """Return this recorder's complete files, shadowed ones included."""
@@ -146,23 +181,42 @@ class ParquetStore:
                     found = file.hi if pc.any(within).as_py() else found
         return found
 
+    def stage(self, part: Batch) -> None:
+        """Write rows of the batch that the next `commit` completes; they do not count before."""
+        if self._named_from is not None:
+            self.drop_from(self._named_from)
+            self._named_from = None
+        for table, date, rows in _parts(part):
+            file = self._staged.get((table, date))
+            if file is None:
+                path = self._folder(table, date) / f"{self.recorder_id}-{part.lo:016}.parquet.tmp"
+                file = self._staged[table, date] = TableFile(path, rows.schema)
+            self._disk.write(file, rows)
+
     def commit(self, batch: Batch) -> None:
-        """Store every row of a batch: all files written and checked, then named, then made durable.
+        """Store every row of a batch, staged ones included: all files written and checked, then named, then made durable.
 
         Guarantees:
             A crash leaves files that lie behind the cursor, and `truncate` removes them, or none.
         """
-        staged: list[tuple[Path, Path]] = []
-        for table, date, rows in _parts(batch):
-            folder = self._folder(table, date)
-            final = folder / f"{self.recorder_id}-{batch.lo:016}-{batch.hi:016}.parquet"
-            temporary = final.with_name(final.name + ".tmp")
-            self._disk.write_table(temporary, rows)
-            staged.append((temporary, final))
-        for temporary, final in staged:
-            self._disk.rename(temporary, final)
-        for folder in {final.parent for _, final in staged}:
+        self.stage(batch)
+        for file in self._staged.values():
+            self._disk.finish(file)
+        self._named_from = batch.lo
+        for file in self._staged.values():
+            final = file.path.with_name(f"{self.recorder_id}-{batch.lo:016}-{batch.hi:016}.parquet")
+            self._disk.rename(file.path, final)
+        for folder in {file.path.parent for file in self._staged.values()}:
             self._disk.sync_folder(folder)
+        self._staged, self._named_from = {}, None
+
+    def discard(self) -> None:
+        """Forget what was staged; of a batch that was not committed to its end the named files go at the next `stage`."""
+        staged, self._staged = self._staged, {}
+        for file in staged.values():
+            file.abandon()
+            with suppress(OSError):  # what stays is written over, or goes at the next start
+                self._disk.unlink(file.path)
 
     def clean(self) -> None:
         """Remove what never counted: unfinished and shadowed files. Folders that a crash left are durable then."""
@@ -196,7 +250,8 @@ class ParquetStore:
 class ParquetSink:
     """Delivers batches to a ParquetStore (model.Sink).
 
-    A repeat is harmless because `truncate` at open removes what an unfinished delivery left.
+    A repeat is harmless because `truncate` at open removes what an unfinished delivery left. Takes batches in parts
+    (model.TakesParts): what of a batch is in memory is a row group.
     """
 
     name = "parquet"
@@ -213,22 +268,33 @@ class ParquetSink:
         Raises:
             SinkUnavailable: the disk refuses; what was half written is left for `clean`.
         """
-        try:
-            await asyncio.to_thread(self._commit, batch)
-        except OSError as exc:
-            raise SinkUnavailable(f"cannot write to {self._store.root}: {exc.strerror or exc}") from exc
+        await self._in_store(self._store.commit, batch)
+
+    async def stage(self, part: Batch) -> None:
+        """Write rows of the batch under way (model.TakesParts).
+
+        Raises:
+            SinkUnavailable: the disk refuses.
+        """
+        await self._in_store(self._store.stage, part)
+
+    async def discard(self) -> None:
+        """Forget what was staged (model.TakesParts)."""
+        await self._in_store(self._store.discard)
 
     async def aclose(self) -> None:
         """Wait for a write that was cancelled: its thread goes on, and must not name files that a next recorder cleans."""
-        await asyncio.to_thread(self._wait)
+        await self.discard()
 
-    def _commit(self, batch: Batch) -> None:
-        with self._writing:
-            self._store.commit(batch)
+    async def _in_store(self, change: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        def alone() -> None:
+            with self._writing:
+                change(*args, **kwargs)
 
-    def _wait(self) -> None:
-        with self._writing:
-            pass
+        try:
+            await asyncio.to_thread(alone)
+        except OSError as exc:
+            raise SinkUnavailable(f"cannot write to {self._store.root}: {exc.strerror or exc}") from exc
 
 
 def scan(root: Path) -> Iterator[DataFile]:
