@@ -95,6 +95,7 @@ def test_unknown_numbers_are_told() -> None:
 def test_garbage_is_no_error() -> None:
     """What does not decode is seen as that."""
     assert seen(garbage(64)).kind is Show.BROKEN
+    assert seen(b"\x12\x00" * 60_000).kind is Show.BROKEN
 
 
 def drifted() -> bytes:

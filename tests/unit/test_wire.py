@@ -367,6 +367,51 @@ def test_frames_that_do_not_decode_are_found_between_good_ones() -> None:
     assert all(one.table == "frame" and one.reason.startswith("does not decode") for one in decoded.rejected)
 
 
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        pytest.param(b"\x7b" * 1_000_000, "no groups", id="groups without end"),
+        pytest.param(b"\x7b" * 60_000 + b"\x12\x00" * 9000, "no groups", id="groups, then entries"),
+        pytest.param(b"\x12\xc0\x84\x3d" + b"\x7b" * 1_000_000, "at most 65536 bytes", id="groups in an entry"),
+        pytest.param(b"\x7b" * 60_000, "does not decode", id="groups in a small one"),
+        pytest.param(b"\x12\x00" * 60_000, "at most 50000 parts", id="entries without end"),
+        pytest.param(b"\xf8\xff\x7f\x01" * 60_000, "at most 50000 parts", id="unknown fields without end"),
+        pytest.param(b"\x12\x05" * 40_000 + b"\x12\x85", "does not decode", id="cut short"),
+    ],
+)
+def test_a_frame_of_a_shape_that_nobody_sends_is_rejected_before_it_is_parsed(payload: bytes, words: str) -> None:
+    """It would end the process, by one call a group, or take a gigabyte; the frames beside it go on."""
+    decoded = run(market(), payload, market())
+    assert [row["seq"] for row in rows(decoded)] == [1, 3]
+    [rejected] = decoded.rejected
+    assert (rejected.seq, rejected.table, rejected.body) == (2, "frame", payload)
+    assert words in rejected.reason
+
+
+def test_a_snapshot_of_all_that_a_connection_may_have_is_decoded() -> None:
+    """2,000 keys with books and candles are a large frame, and an ordinary one."""
+    whole = market(marketLevel=pb.MarketLevel(bidAskQuote=[pb.Quote(bidQ=1, bidP=2.5, askQ=3, askP=4.5)] * 30))
+    frame = message(feeds={f"NSE_EQ|{n}": whole.feeds[KEY] for n in range(2000)})
+    assert frame.ByteSize() > 20 * 65_536
+    decoded = run(frame)
+    assert (len(rows(decoded)), decoded.rejected) == (2000, ())
+
+
+@pytest.mark.parametrize("bad", [10, 11, 5000])
+def test_very_many_unusable_keys_in_a_frame_are_one_letter(bad: int) -> None:
+    """Each is looked for in the whole frame: thousands would take hours."""
+    feeds = {f"A{n}\n": pb.Feed() for n in range(bad)}
+    decoded = run(market(), message(feeds={**feeds, KEY: pb.Feed()}))
+    assert [row["seq"] for row in rows(decoded)] == [1, 2]
+    if bad == 10:
+        assert {one.table for one in decoded.rejected} == {"ticks"}
+        assert len(decoded.rejected) == 10
+    else:
+        [rejected] = decoded.rejected
+        assert (rejected.seq, rejected.table) == (2, "frame")
+        assert rejected.reason.startswith(f"{bad} of its rows are unusable")
+
+
 def test_a_run_without_a_good_frame_is_empty_tables() -> None:
     """Nothing decodes, nothing fails."""
     decoded = run(b"\xff", b"\xff\xff")

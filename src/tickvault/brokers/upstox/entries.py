@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tickvault.brokers.upstox.arrays import copied, fields, last_of_each, marked
-from tickvault.brokers.upstox.unusable import rejected_key, unusable_of
+from tickvault.brokers.upstox.unusable import rejected_key, rejections, unusable_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -51,10 +51,13 @@ class Entries:
         if not any(marks):
             return entries._without_duplicates(), []
         bad = marked(marks, keys)
-        rejected = [
-            rejected_key(frames[entries.frame[row].as_py()], "ticks", entries.key(row))
-            for row in pc.indices_nonzero(bad).to_pylist()
-        ]
+        of = entries.frame.to_pylist()
+        rejected = rejections(
+            frames,
+            pc.indices_nonzero(bad).to_pylist(),
+            of.__getitem__,
+            lambda row: rejected_key(frames[of[row]], "ticks", entries.key(row)),
+        )
         return entries.take(pc.indices_nonzero(pc.invert(bad)))._without_duplicates(), rejected
 
     def __len__(self) -> int:

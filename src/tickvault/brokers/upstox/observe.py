@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from tickvault.brokers.upstox.parsing import misshapen
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 
 if TYPE_CHECKING:
@@ -151,8 +152,10 @@ def observe(frame: RawFrame, *, deep: bool = False, told: set[str] | None = None
         told: novelties not to be told again; those found are added.
     """
     try:
-        message = pb.FeedResponse.FromString(frame.payload)
+        message = None if misshapen(frame.payload) else pb.FeedResponse.FromString(frame.payload)
     except DecodeError:
+        message = None
+    if message is None:
         return _observation(frame, kind=Show.BROKEN)
     keys: list[str] = []
     empty: list[str] = []

@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 
     from tickvault.model import Frame
 
-__all__ = ["Messages", "parse"]
+__all__ = ["Messages", "misshapen", "parse"]
 
+# Beyond this a frame is walked first: its parts, and how many there are. The parser goes one call deeper for each group
+# within a group and ends the process at 110,000 of them, and makes columns of millions of entries. 2,000 keys in full, more
+# than a connection may have, are 2,000 parts of 400 bytes.
+_LARGE_BYTES: Final = 65_536  # also of a part
+_PARTS: Final = 50_000
 _RARE: Final = {
     ("Feed", "ltpc"): "LTPC",
     ("Feed", "firstLevelWithGreeks"): "FirstLevelWithGreeks",
@@ -84,13 +89,15 @@ _FRAMES, _OF_RARE = _handlers()
 
 def parse(frames: Sequence[Frame]) -> tuple[Sequence[Frame], Messages | None, list[Rejected]]:
     """Parse all frames at once; when that fails, find the ones that do not parse by bisection."""
+    why = {frame.seq: words for frame in frames if (words := misshapen(frame.payload))}
+    rejected = [_rejected_frame(frame, f"is not decoded: {why[frame.seq]}") for frame in frames if frame.seq in why]
+    frames = [frame for frame in frames if frame.seq not in why] if why else frames
     try:
-        return frames, _messages([frame.payload for frame in frames]) if frames else None, []
+        return frames, _messages([frame.payload for frame in frames]) if frames else None, rejected
     except ValueError:
         pass
     good: list[Frame] = []
     payloads: list[bytes] = []
-    rejected: list[Rejected] = []
     pending = [frames]
     while pending:
         part = pending.pop()
@@ -105,6 +112,42 @@ def parse(frames: Sequence[Frame]) -> tuple[Sequence[Frame], Messages | None, li
             good.extend(part)
             payloads.extend(readable)
     return good, _messages(payloads) if good else None, rejected
+
+
+def misshapen(payload: bytes) -> str | None:
+    """Say why a message is of no shape that a parser should meet; None when it may be parsed, as any short one may."""
+    at, end, parts = 0, len(payload), 0
+    if end <= _LARGE_BYTES:
+        return None
+    try:
+        while at < end:
+            kind = payload[at] & 7
+            while payload[at] > 127:
+                at += 1
+            at += 1
+            if kind == 2:
+                size = shift = 0
+                while payload[at] > 127:
+                    size |= (payload[at] & 127) << shift
+                    at, shift = at + 1, shift + 7
+                size |= payload[at] << shift
+                if size > _LARGE_BYTES:
+                    return f"expected parts of at most {_LARGE_BYTES} bytes, got one of {size}"
+                at += 1 + size
+            elif kind == 0:
+                while payload[at] > 127:
+                    at += 1
+                at += 1
+            elif kind in {1, 5}:
+                at += 8 if kind == 1 else 4
+            else:
+                return "expected no groups, which proto3 does not have"
+            parts += 1
+            if parts > _PARTS:
+                return f"expected at most {_PARTS} parts, got more"
+    except IndexError:  # cut short: the parser says so
+        pass
+    return None
 
 
 def _messages(payloads: Sequence[bytes]) -> Messages:

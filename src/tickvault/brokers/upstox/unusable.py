@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 from unicodedata import category
 
 from google.protobuf.message import DecodeError
@@ -11,11 +12,13 @@ from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.model import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tickvault.model import Frame
 
-__all__ = ["is_unusable", "rejected_candle", "rejected_key", "unusable_of"]
+__all__ = ["is_unusable", "rejected_candle", "rejected_key", "rejections", "unusable_of"]
+
+_PIECES: Final = 10  # of one frame: each is looked for in the whole of it
 
 
 def is_unusable(text: str) -> bool:
@@ -29,6 +32,32 @@ def unusable_of(keys: Sequence[str]) -> list[bool]:
     if together.isprintable() and "\\" not in together and "" not in keys:
         return [False] * len(keys)
     return [not key or is_unusable(key) for key in keys]
+
+
+def rejections(
+    frames: Sequence[Frame], rows: Sequence[int], frame_of: Callable[[int], int], reject: Callable[[int], Rejected]
+) -> list[Rejected]:
+    """Return the rejections of rows; where a frame has very many, one of the frame instead.
+
+    Args:
+        frames: all of them.
+        rows: those that are unusable.
+        frame_of: index of a row's frame.
+        reject: makes the rejection of a row.
+    """
+    of = Counter(map(frame_of, rows))
+    whole = [
+        Rejected(
+            seq=frames[index].seq,
+            table="frame",
+            instrument_key="",
+            reason=f"{count} of its rows are unusable; the others are stored",
+            body=frames[index].payload,
+        )
+        for index, count in of.items()
+        if count > _PIECES
+    ]
+    return [reject(row) for row in rows if of[frame_of(row)] <= _PIECES] + whole
 
 
 def rejected_key(frame: Frame, table: str, key: str) -> Rejected:

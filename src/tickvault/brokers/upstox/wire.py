@@ -31,7 +31,7 @@ from tickvault.brokers.upstox.arrays import (
 from tickvault.brokers.upstox.entries import Branches, Entries
 from tickvault.brokers.upstox.parsing import parse
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
-from tickvault.brokers.upstox.unusable import is_unusable, rejected_candle, rejected_key, unusable_of
+from tickvault.brokers.upstox.unusable import is_unusable, rejected_candle, rejected_key, rejections, unusable_of
 from tickvault.model import SCHEMAS, TABLES, Definition, Frame, Rejected
 
 if TYPE_CHECKING:
@@ -282,16 +282,22 @@ def _candles_of(lists: pa.ListArray, entries: Entries, frames: Sequence[Frame]) 
     named = pc.and_(marked([bool(name) for name in names], intervals), pc.not_equal(start_ms, 0))
     writable = marked([not is_unusable(name) for name in names], intervals)
     storable = pc.and_(_in_range(start_ms), writable)
-    rejected = [
-        rejected_candle(
-            frames[entries.frame[entry[row].as_py()].as_py()],
+
+    def frame_of(row: int) -> int:
+        return int(entries.frame[entry[row].as_py()].as_py())
+
+    rejected = rejections(
+        frames,
+        pc.indices_nonzero(pc.and_(named, pc.invert(storable))).to_pylist(),
+        frame_of,
+        lambda row: rejected_candle(
+            frames[frame_of(row)],
             entries.key(entry[row].as_py()),
             f"candle start {start_ms[row]} beyond what a nanosecond timestamp can hold"
             if writable[row].as_py()
             else f"unusable interval {intervals[row].as_py()!r}: it holds a control character or ends in a backslash",
-        )
-        for row in pc.indices_nonzero(pc.and_(named, pc.invert(storable))).to_pylist()
-    ]
+        ),
+    )
     columns = {name: pc.struct_field(values, name) for name in ("open", "high", "low", "close", "vol")}
     table = pa.table(
         {
@@ -329,10 +335,7 @@ def _market_status(
             times = pc.if_else(usable, pc.multiply(pc.if_else(usable, updated_ms, 0), 1000), times)
         encoded = keys.dictionary_encode()
         bad = marked(unusable_of(encoded.dictionary.to_pylist()), encoded)
-        rejected += [
-            rejected_key(frames[frame[row].as_py()], "market_status", keys[row].as_py())
-            for row in pc.indices_nonzero(bad).to_pylist()
-        ]
+        rejected += _bad_statuses(frames, frame.to_pylist(), keys, pc.indices_nonzero(bad).to_pylist())
         columns = {
             "time": times,
             "scope": pa.repeat(scope, len(keys)),
@@ -344,6 +347,12 @@ def _market_status(
         kept = pc.and_(pc.invert(bad), pc.is_in(int64(range(len(keys))), value_set=last))
         parts.append(_table("market_status", columns).filter(kept))
     return pa.concat_tables([_EMPTY["market_status"], *parts]), rejected
+
+
+def _bad_statuses(frames: Sequence[Frame], of: Sequence[int], keys: pa.Array, rows: Sequence[int]) -> list[Rejected]:
+    return rejections(
+        frames, rows, of.__getitem__, lambda row: rejected_key(frames[of[row]], "market_status", keys[row].as_py())
+    )
 
 
 def _in_range(ms: pa.Array) -> pa.Array:
