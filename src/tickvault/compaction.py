@@ -4,7 +4,7 @@ Nothing that counts is touched until the new file is whole: it is written under 
 query reads and no cursor moves, and only then do the files that it replaces go. A crash in between leaves those
 shadowed. May run beside a recorder, and be killed at any time.
 
-`python -m tickvault.compaction DATA_DIR RESERVE_BYTES` is how a recorder has it done: in a process of its own, of the
+`python -m tickvault.compaction DATA_DIR NOW_NS RESERVE_BYTES` is how a recorder has it done: in a process of its own, of the
 lowest priority, that gives all its memory back.
 """
 
@@ -36,8 +36,10 @@ from tickvault.state import read_view
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Compacted", "Job", "Left", "Stored", "compact", "plan", "stored"]
+__all__ = ["ENVIRONMENT", "Compacted", "Job", "Left", "Stored", "compact", "plan", "stored"]
 
+# Of the process: the pool that keeps least of what was freed (benchmarks/stored.py).
+ENVIRONMENT: Final = {"ARROW_DEFAULT_MEMORY_POOL": "jemalloc"}
 _SINK: Final = "parquet"
 _READING_S: Final = 20.0  # that queries get to end before a day is left for later
 _LOOK_S: Final = 0.05
@@ -295,12 +297,10 @@ def _main() -> int:
     os.nice(19)
     with suppress(OSError):  # rather this process than the recorder, when memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    with suppress(NotImplementedError):  # keeps the least of what was freed (benchmarks/stored.py)
-        pa.set_memory_pool(pa.jemalloc_memory_pool())
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     try:
-        for one in compact(Path(sys.argv[1]), now_ns=time.time_ns(), reserve_bytes=int(sys.argv[2])):
+        for one in compact(Path(sys.argv[1]), now_ns=int(sys.argv[2]), reserve_bytes=int(sys.argv[3])):
             print(json.dumps(asdict(one)), flush=True)  # noqa: T201 - what the recorder reads
     except (TickvaultError, OSError) as exc:
         print(exc, file=sys.stderr)  # noqa: T201

@@ -29,6 +29,7 @@ from tickvault.brokers.upstox.evictions import Evictions
 from tickvault.brokers.upstox.feed import Feed
 from tickvault.brokers.upstox.instruments import InstrumentList
 from tickvault.brokers.upstox.keylist import InstrumentsUrl
+from tickvault.brokers.upstox.phases import CLOSING_NS
 from tickvault.brokers.upstox.prices import PriceTap
 from tickvault.brokers.upstox.renewal import next_session
 from tickvault.brokers.upstox.selector import Selector, Typed, session_date
@@ -42,12 +43,13 @@ from tickvault.intake import Intake, Progress, commit, mend, reconcile_gaps
 from tickvault.journal import Fact, Journal
 from tickvault.ledger import Sessions
 from tickvault.model import TakesAgain
+from tickvault.nightwork import NightWork
 from tickvault.notify import Notifier
 from tickvault.redrive import Redrive
 from tickvault.resolving import guarded
 from tickvault.rewind import Cursors
 from tickvault.room import Room
-from tickvault.settings import DiskFull, plain_hosts
+from tickvault.settings import Compact, DiskFull, plain_hosts
 from tickvault.sinks.influx import InfluxSink
 from tickvault.sinks.parquet import ParquetSink, ParquetStore
 from tickvault.state import State
@@ -72,6 +74,7 @@ MESSAGES: Final = {
     "parquet": "Data feed has been successfully stored as Parquet",
 }
 _LOOK_S: Final = 1.0  # whether trading is over
+_BEFORE_NS: Final = 15 * 60 * 1_000_000_000  # of trading, the machine is the feed's alone
 _NS_PER_DAY: Final = 86_400_000_000_000
 _SHOWN_SKIPPED: Final = 20  # of selections in a snapshot
 
@@ -214,6 +217,8 @@ class Recorder:
                 group.create_task(usual.keep(), name="baseline"),
                 group.create_task(self._room(stage).keep(), name="room"),
             ]
+            if "parquet" in self._settings.sinks and self._settings.compact is Compact.AUTO:
+                keepers.append(group.create_task(self._night_work(stage).keep(), name="compaction"))
             if self._until_close:
                 keepers.append(
                     group.create_task(
@@ -359,6 +364,13 @@ class Recorder:
             mend=stage.mend,
             wall_ns=self._wall_ns,
         )
+
+    def _night_work(self, stage: _Stage) -> NightWork:
+        def quiet(now_ns: int) -> bool:
+            spans = stage.journal.ledger.sessions.trading(stage.choice.selector.segments)
+            return not any(begin - _BEFORE_NS <= now_ns < end + CLOSING_NS for begin, end in spans)
+
+        return NightWork(stage.folder.path, reserve=self._settings.disk_reserve, quiet=quiet, wall_ns=self._wall_ns)
 
     def _notifier(self, stage: _Stage, notify: NotifySettings) -> Notifier:
         return Notifier(

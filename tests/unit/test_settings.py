@@ -58,6 +58,7 @@ SAMPLES = {
     "TICKVAULT_RETAIN": ("1h", "2h"),
     "TICKVAULT_DISK_RESERVE": ("1%", "1GB"),
     "TICKVAULT_DISK_FULL": ("stop", "drop_oldest"),
+    "TICKVAULT_COMPACT": ("auto", "off"),
     "TICKVAULT_SHUTDOWN_S": ("1", "2"),
     "TICKVAULT_LOG_LEVEL": ("debug", "error"),
     "TICKVAULT_LOG_FORMAT": ("json", "console"),

@@ -11,6 +11,7 @@ from tickvault.settings.loading import load_settings
 from tickvault.settings.precedence import is_placeholder
 from tickvault.settings.table import SETTINGS, Setting
 from tickvault.settings.tree import (
+    Compact,
     DiskFull,
     DiskReserve,
     HttpSettings,
@@ -27,6 +28,7 @@ from tickvault.settings.values import parse_list
 
 __all__ = [
     "SETTINGS",
+    "Compact",
     "DiskFull",
     "DiskReserve",
     "HttpSettings",

@@ -123,6 +123,7 @@ def _tree(typed: Typed, given: Mapping[str, Given], findings: Findings, env_file
         retain_s=typed.TICKVAULT_RETAIN,
         disk_reserve=typed.TICKVAULT_DISK_RESERVE,
         disk_full=typed.TICKVAULT_DISK_FULL,
+        compact=typed.TICKVAULT_COMPACT,
         shutdown_s=typed.TICKVAULT_SHUTDOWN_S,
         log_level=typed.TICKVAULT_LOG_LEVEL,
         log_format=typed.TICKVAULT_LOG_FORMAT,

@@ -153,6 +153,11 @@ SETTINGS: Final = (
         "stop",
         "what to do below the reserve when nothing delivered is left to remove: `stop` intake until there is room, or `drop_oldest`: remove the oldest frames, undelivered ones too, with a gap",
     ),
+    Setting(
+        "TICKVAULT_COMPACT",
+        "auto",
+        "`auto`: while nothing trades, by the exchanges' calendar, days of the Parquet store that are over are rewritten into one sorted file a table; `off`: only by `tickvault compact`",
+    ),
     Setting("TICKVAULT_SHUTDOWN_S", "30", "seconds that a stopping recorder gives its sinks to take the rest"),
     Setting("TICKVAULT_LOG_LEVEL", "info", "`debug`, `info`, `warning`, `error`"),
     Setting("TICKVAULT_LOG_FORMAT", "auto", "`console`, `json`, or `auto`: JSON when stderr is not a terminal"),

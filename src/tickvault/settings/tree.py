@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tickvault.model import Mode
 
 __all__ = [
+    "Compact",
     "DiskFull",
     "DiskReserve",
     "HttpSettings",
@@ -130,6 +131,13 @@ class DiskFull(StrEnum):
     DROP_OLDEST = "drop_oldest"
 
 
+class Compact(StrEnum):
+    """When a recorder rewrites closed days of the Parquet store."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskReserve:
     """Free disk space that intake leaves alone: exactly one of the two."""
@@ -170,6 +178,7 @@ class Settings:
     retain_s: float
     disk_reserve: DiskReserve
     disk_full: DiskFull
+    compact: Compact
     shutdown_s: float
     log_level: LogLevel
     log_format: LogFormat

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from tickvault.addresses import checked_url, split_listen
 from tickvault.model import Mode  # noqa: TC001  (pydantic asks for it when Typed is made)
 from tickvault.selections import unquoted
-from tickvault.settings.tree import DiskFull, DiskReserve, InfluxApi, InfluxLayout, LogFormat, LogLevel
+from tickvault.settings.tree import Compact, DiskFull, DiskReserve, InfluxApi, InfluxLayout, LogFormat, LogLevel
 from tickvault.subscriptions import shortened
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ class Typed(BaseSettings):
     TICKVAULT_RETAIN: Annotated[float, BeforeValidator(_duration)]
     TICKVAULT_DISK_RESERVE: Annotated[DiskReserve, BeforeValidator(_disk_reserve)]
     TICKVAULT_DISK_FULL: _AnyCase[DiskFull]
+    TICKVAULT_COMPACT: _AnyCase[Compact]
     TICKVAULT_SHUTDOWN_S: _Seconds
     TICKVAULT_LOG_LEVEL: _AnyCase[LogLevel]
     TICKVAULT_LOG_FORMAT: _AnyCase[LogFormat]
