@@ -16,24 +16,26 @@ from google.protobuf import wrappers_pb2
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 
 from tickvault.brokers.upstox.arrays import fields, parents, spread
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.model import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import pyarrow as pa
+    from google.protobuf.descriptor import Descriptor
 
     from tickvault.model import Frame
 
 __all__ = ["Messages", "misshapen", "parse"]
 
-# Beyond this a frame is walked first: its parts, and how many there are. The parser goes one call deeper for each group
-# within a group and ends the process at 110,000 of them, and makes columns of millions of entries. 2,000 keys in full, more
-# than a connection may have, are 2,000 parts of 400 bytes.
-_LARGE_BYTES: Final = 65_536  # also of a part
+# Beyond this a frame's outer shape is looked at first. The parser goes one call deeper for each group within a group and
+# ends the process at 110,000 of them, and makes columns of millions of entries. 2,000 keys in full, more than a connection
+# may have, are 2,000 parts of 400 bytes.
+_LARGE_BYTES: Final = 65_536  # also of a part, and of all that is in none
 _PARTS: Final = 50_000
 _RARE: Final = {
     ("Feed", "ltpc"): "LTPC",
@@ -64,27 +66,27 @@ class Messages:
     branches: Mapping[str, pa.StructArray]
 
 
-def _handlers() -> tuple[Any, Mapping[str, Any]]:
-    """Return the parser of frames, and those of the messages that it leaves as bytes, by name."""
+def _opaque(fields: Collection[tuple[str, str]]) -> Descriptor:
+    """Return the descriptor of a frame in which these fields, (message, field), are bytes, as often as they come."""
     file = FileDescriptorProto()
     pb.DESCRIPTOR.CopyToProto(file)
     for message in file.message_type:
         for field in message.field:
-            if (message.name, field.name) in _RARE:
+            if (message.name, field.name) in fields:
                 field.type, field.label = FieldDescriptorProto.TYPE_BYTES, FieldDescriptorProto.LABEL_REPEATED
                 field.ClearField("type_name")
                 field.ClearField("oneof_index")
     pool = DescriptorPool()
     pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
     pool.AddSerializedFile(file.SerializeToString())
-    frame = pool.FindMessageTypeByName(f"{file.package}.FeedResponse")
-    frames = ptars.HandlerPool([frame.file]).get_for_message(frame)
-    whole = ptars.HandlerPool([pb.DESCRIPTOR])
-    rare = {name: whole.get_for_message(pb.DESCRIPTOR.message_types_by_name[name]) for name in _RARE.values()}
-    return frames, rare
+    return pool.FindMessageTypeByName(f"{file.package}.FeedResponse")
 
 
-_FRAMES, _OF_RARE = _handlers()
+_OUTER: Final = GetMessageClass(_opaque({("FeedResponse", "feeds"), ("FeedResponse", "marketInfo")}))
+_RARE_FRAME: Final = _opaque(_RARE.keys())
+_FRAMES: Final = ptars.HandlerPool([_RARE_FRAME.file]).get_for_message(_RARE_FRAME)
+_WHOLE: Final = ptars.HandlerPool([pb.DESCRIPTOR])
+_OF_RARE: Final = {name: _WHOLE.get_for_message(pb.DESCRIPTOR.message_types_by_name[name]) for name in _RARE.values()}
 
 
 def parse(frames: Sequence[Frame]) -> tuple[Sequence[Frame], Messages | None, list[Rejected]]:
@@ -116,37 +118,19 @@ def parse(frames: Sequence[Frame]) -> tuple[Sequence[Frame], Messages | None, li
 
 def misshapen(payload: bytes) -> str | None:
     """Say why a message is of no shape that a parser should meet; None when it may be parsed, as any short one may."""
-    at, end, parts = 0, len(payload), 0
-    if end <= _LARGE_BYTES:
+    if len(payload) <= _LARGE_BYTES:
         return None
     try:
-        while at < end:
-            kind = payload[at] & 7
-            while payload[at] > 127:
-                at += 1
-            at += 1
-            if kind == 2:
-                size = shift = 0
-                while payload[at] > 127:
-                    size |= (payload[at] & 127) << shift
-                    at, shift = at + 1, shift + 7
-                size |= payload[at] << shift
-                if size > _LARGE_BYTES:
-                    return f"expected parts of at most {_LARGE_BYTES} bytes, got one of {size}"
-                at += 1 + size
-            elif kind == 0:
-                while payload[at] > 127:
-                    at += 1
-                at += 1
-            elif kind in {1, 5}:
-                at += 8 if kind == 1 else 4
-            else:
-                return "expected no groups, which proto3 does not have"
-            parts += 1
-            if parts > _PARTS:
-                return f"expected at most {_PARTS} parts, got more"
-    except IndexError:  # cut short: the parser says so
-        pass
+        outer: Any = _OUTER.FromString(payload)
+    except DecodeError as exc:
+        return f"expected a protobuf message: {exc}"
+    if (count := len(outer.feeds) + len(outer.marketInfo)) > _PARTS:
+        return f"expected at most {_PARTS} parts, got {count}"
+    sizes = [*map(len, outer.feeds), *map(len, outer.marketInfo)]
+    if max(sizes, default=0) > _LARGE_BYTES:
+        return f"expected parts of at most {_LARGE_BYTES} bytes, got one of {max(sizes)}"
+    if (rest := len(payload) - sum(sizes) - 4 * count) > _LARGE_BYTES:
+        return f"expected at most {_LARGE_BYTES} bytes beside entries and market info, got {rest}"
     return None
 
 
