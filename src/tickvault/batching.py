@@ -7,30 +7,40 @@ from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
-from tickvault.brokers.upstox.wire import decode, instrument_rows, last_versions
+from tickvault.brokers.upstox.wire import Decoded, decode, instrument_rows, last_versions
 from tickvault.model import IST, SCHEMAS, TABLES, Batch, Gap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tickvault.ledger import Ledger
-    from tickvault.model import BatchPolicy
+    from tickvault.model import BatchPolicy, Definition, Frame
     from tickvault.reading import Chunk
 
-__all__ = ["gap_rows", "joined", "to_batch", "wait_s"]
+__all__ = ["gap_rows", "joined", "to_batch", "together", "wait_s"]
 
 _WAITS: Final = 4  # as long as the last delivery took: so a fifth of the time at most goes into delivering
 
 
-def to_batch(chunk: Chunk, *, recorder_id: str, ledger: Ledger) -> Batch:
+def to_batch(
+    chunk: Chunk,
+    *,
+    recorder_id: str,
+    ledger: Ledger,
+    decoded_by: Callable[[Sequence[Frame], Mapping[str, Definition]], Decoded] | None = None,
+) -> Batch:
     """Decode a chunk.
 
     Args:
         chunk: entries under one set of definitions.
         recorder_id: of the journal.
         ledger: the gap ledger up to the chunk; it is folded on.
+        decoded_by: instead of wire.decode.
     """
-    decoded = decode(chunk.frames, recorder_id=recorder_id, definitions=chunk.definitions)
+    if decoded_by is None:
+        decoded = decode(chunk.frames, recorder_id=recorder_id, definitions=chunk.definitions)
+    else:
+        decoded = decoded_by(chunk.frames, chunk.definitions)
     closed = [gap for event in chunk.events for gap in ledger.apply(event) if gap.closed_ns is not None]
     tables = {**decoded.tables, "gaps": gap_rows(closed)}
     if chunk.changed:
@@ -64,23 +74,30 @@ def wait_s(policy: BatchPolicy, *, rows: int, nbytes: int, took_s: float) -> flo
     return min(policy.max_wait_s, max(least_s, _WAITS * took_s))
 
 
+def together(parts: Sequence[Decoded]) -> Decoded:
+    """Return what one call of wire.decode returns of frames that follow one another, from what several did."""
+    if len(parts) == 1:
+        return parts[0]
+    return Decoded(
+        tables=_one_after_another([part.tables for part in parts]),
+        days=_merged([part.days for part in parts]),
+        rejected=tuple(one for part in parts for one in part.rejected),
+        restamped=sum(part.restamped for part in parts),
+    )
+
+
 def joined(batches: Sequence[Batch]) -> Batch:
     """Join batches that follow one another under one set of definitions."""
     if len(batches) == 1:
         return batches[0]
-    tables = {name: pa.concat_tables([batch.tables[name] for batch in batches]) for name in TABLES}
-    days: dict[dt.date, tuple[int, ...]] = {}
-    for batch in batches:
-        for day, seqs in batch.days:
-            days[day] = days.get(day, ()) + seqs
     return Batch(
         recorder_id=batches[0].recorder_id,
         lo=batches[0].lo,
         hi=batches[-1].hi,
-        tables={**tables, "candles": last_versions(tables["candles"])},
+        tables=_one_after_another([batch.tables for batch in batches]),
         definitions=batches[-1].definitions,
         rejected=tuple(one for batch in batches for one in batch.rejected),
-        days=tuple(days.items()),
+        days=_merged([batch.days for batch in batches]),
     )
 
 
@@ -100,6 +117,21 @@ def gap_rows(gaps: Iterable[Gap]) -> pa.Table:
         for gap in gaps
     ]
     return pa.Table.from_pylist(rows, schema=SCHEMAS["gaps"])
+
+
+def _one_after_another(parts: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
+    tables = {name: pa.concat_tables([part[name] for part in parts]) for name in TABLES}
+    return {**tables, "candles": last_versions(tables["candles"])}
+
+
+def _merged(
+    parts: Sequence[tuple[tuple[dt.date, tuple[int, ...]], ...]],
+) -> tuple[tuple[dt.date, tuple[int, ...]], ...]:
+    days: dict[dt.date, list[int]] = {}
+    for part in parts:
+        for day, seqs in part:
+            days.setdefault(day, []).extend(seqs)
+    return tuple((day, tuple(seqs)) for day, seqs in days.items())
 
 
 def _all_days(

@@ -15,11 +15,12 @@ from tickvault.batching import joined, to_batch, wait_s
 from tickvault.model import IST, TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from tickvault.brokers.upstox.wire import Decoded
     from tickvault.intake import Progress
     from tickvault.ledger import Ledger
-    from tickvault.model import Batch, BatchPolicy
+    from tickvault.model import Batch, BatchPolicy, Definition, Frame
     from tickvault.reading import Chunk, JournalReader
 
 __all__ = ["Collector"]
@@ -42,6 +43,7 @@ class Collector:
         wall_ns: UTC wall clock in ns, for the end of the day.
         stage: is given the rows of a batch in parts, but for its candles, of which a later one may replace an earlier one;
             None: a batch is held until it is closed.
+        decoded_by: as of batching.to_batch.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Collector:
         progress: Progress,
         wall_ns: Callable[[], int],
         stage: Callable[[Batch], Awaitable[None]] | None = None,
+        decoded_by: Callable[[Sequence[Frame], Mapping[str, Definition]], Decoded] | None = None,
     ) -> None:
         self._reader = reader
         self._policy = policy
@@ -62,6 +65,7 @@ class Collector:
         self._progress = progress
         self._wall_ns = wall_ns
         self._stage = stage
+        self._decoded_by = decoded_by
         self._gone = 0  # rows of the batch under way that were staged
         self._held: Chunk | None = None  # read, but of the next batch: other definitions are in force
         self._held_due_s = math.inf  # it has waited with the batch before it, and does not wait anew
@@ -101,7 +105,9 @@ class Collector:
             if parts and chunk.changed:
                 self._held, self._held_due_s = chunk, due_s
                 break
-            part = await asyncio.to_thread(to_batch, chunk, recorder_id=self._recorder_id, ledger=self._ledger)
+            part = await asyncio.to_thread(
+                to_batch, chunk, recorder_id=self._recorder_id, ledger=self._ledger, decoded_by=self._decoded_by
+            )
             if due_s == math.inf:
                 due_s = self._due_s()
             parts = [*await self._staged(parts), part]

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
+    from tickvault.decoding import Decoder
     from tickvault.intake import Progress
     from tickvault.ledger import Ledger
     from tickvault.model import Batch, Sink
@@ -114,6 +116,7 @@ class Delivery:
         rng: random.Random,
         message: str,
         patience: Patience = Patience(),
+        decoder: Decoder | None = None,
     ) -> None:
         self.name = sink.name
         self.rows: dict[str, int] = {}
@@ -132,6 +135,7 @@ class Delivery:
         self._rng = rng
         self._message = message
         self._patience = patience
+        self._decoded_by = None if decoder is None else partial(decoder.decode, sink.name)
         self._refusals, self._unreadable = _Refusals(*_REFUSED_ROWS), _Refusals(*_UNREADABLE_FRAMES)
         self._in_parts = sink if isinstance(sink, TakesParts) else None
         self._staged = Sent()  # of the batch under way
@@ -194,6 +198,7 @@ class Delivery:
             progress=self._progress,
             wall_ns=self._wall_ns,
             stage=self._stage if self._in_parts else None,
+            decoded_by=self._decoded_by,
         )
         self._staged = Sent()
         if self._in_parts:

@@ -37,6 +37,7 @@ from tickvault.brokers.upstox.sockets import OfSocket, Sockets
 from tickvault.brokers.upstox.tokens import Tokens
 from tickvault.brokers.upstox.waits import Waits
 from tickvault.datafolder import DataFolder
+from tickvault.decoding import Decoder
 from tickvault.delivery import Delivery
 from tickvault.errors import JournalFull, Refused
 from tickvault.intake import Intake, Progress, commit, mend, reconcile_gaps
@@ -308,6 +309,7 @@ class Recorder:
 
     async def _open_deliveries(self, stack: AsyncExitStack, stage: _Stage) -> list[Delivery]:
         cursors = Cursors(stage.journal, stage.state, stage.folder.journal)
+        decoder = Decoder(stage.journal.recorder_id, self._settings.sinks)
         deliveries = []
         for name in self._settings.sinks:
             sink, store = self._open_sink(name, stage)
@@ -326,6 +328,7 @@ class Recorder:
                 wall_ns=self._wall_ns,
                 rng=self._rng,
                 message=message,
+                decoder=decoder,
             )
             deliveries.append(delivery)
             if isinstance(sink, TakesAgain):
