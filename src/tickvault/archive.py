@@ -256,7 +256,9 @@ def _reading(folder: Path, table: str, sql: str, *values: str) -> Iterator[list[
         if not db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             yield []  # a crash while it was begun
             return
-        [head] = db.execute("SELECT version, segments, facts, crc FROM head").fetchall() or [(0, 0, 0, None)]
+        head, *more = db.execute("SELECT version, segments, facts, crc FROM head").fetchall() or [(0, 0, 0, None)]
+        if more:
+            raise _damaged(folder, "it has several heads")
         rows = db.execute(sql, values).fetchall()
         if head[3] not in (None, _crc(head[:3])) or len(rows) != head[1 if table == "segments" else 2]:
             raise _damaged(folder, "rows are missing")

@@ -170,7 +170,7 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         db = sqlite3.connect(f"file:{path}?mode=rw", uri=True, isolation_level=None, timeout=30)
         yield db
-    except sqlite3.DatabaseError as exc:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as exc:
         if "no such table: redrives" in str(exc):
             raise Refused(f"{path} was last opened by an older tickvault; start this one's recorder once") from exc
         raise Refused(

@@ -44,7 +44,7 @@ def doubt(path: Path, recorder: str | None, *, walk: bool) -> str | None:
             if recorder is not None and _nearly(meta.recorder, recorder):
                 return f"it says that it belongs to recorder {meta.recorder}"
             if not meta.sealed:
-                return next(_rows(path.name, db, meta), None) or _holes(db, meta) if walk else None
+                return next(_rows(path.name, db, meta), None) or _holes(db, meta) or _unwritable(db) if walk else None
             if not index_agrees(db):
                 return "the index of its events is damaged"
             if meta.last_seq != (segments.tail(db)[0] or meta.first_seq - 1):
@@ -118,6 +118,12 @@ def _holes(db: sqlite3.Connection, meta: Meta) -> str | None:
     lost = sum(high - low + 1 for low, high in ranges if meta.first_seq <= low and high < (last_seq or 0))
     missing = (last_seq or meta.first_seq - 1) - meta.first_seq + 1 - count - lost
     return f"{missing} of its frames are missing" if missing else None
+
+
+def _unwritable(db: sqlite3.Connection) -> str | None:
+    """Return why a segment that can be read cannot be sealed: what no read comes by, such as the space that is free."""
+    found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    return None if found == "ok" else " ".join(str(found).split())
 
 
 def _is_empty(db: sqlite3.Connection) -> bool:

@@ -134,7 +134,7 @@ class State:
                 _check(connection)
             elif version == 0 and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
                 raise sqlite3.DatabaseError("it has tables and no version")  # noqa: TRY301 - as SQLite says the like
-        except sqlite3.DatabaseError as exc:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as exc:  # what is damaged may be quoted in the message
             if connection is not None:
                 connection.close()
             if _of_access(exc):
@@ -435,7 +435,7 @@ def _crc(db: sqlite3.Connection) -> int:
     return zlib.crc32(repr([db.execute(sql).fetchall() for sql in ("SELECT * FROM journal", marks)]).encode())
 
 
-def _of_access(exc: sqlite3.DatabaseError) -> bool:
+def _of_access(exc: Exception) -> bool:
     """Tell whether SQLite could not get at a file, rather than make sense of it."""
     return isinstance(exc, sqlite3.OperationalError) and getattr(exc, "sqlite_errorcode", 0) != sqlite3.SQLITE_ERROR
 
@@ -516,7 +516,7 @@ def read_view(path: Path) -> View | None:
             dead_letters=db.execute("SELECT count(*) FROM dead_letters").fetchone()[0],
             outbox=outbox.count(db),
         )
-    except sqlite3.DatabaseError as exc:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as exc:
         if "no such table" in str(exc):
             return None
         if isinstance(exc, sqlite3.OperationalError):
