@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the real servers, the programs and the oracle are those of the tests
 
-from proof import collapse, faults, fuzz, kills, poison, power, rebuild, soak  # noqa: E402
+from proof import collapse, damage, faults, fuzz, kills, poison, power, rebuild, soak  # noqa: E402
 from proof.rig import Answer, folder  # noqa: E402
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 QUESTIONS: Final = {
     "kills": kills,
     "power": power,
+    "damage": damage,
     "collapse": collapse,
     "faults": faults,
     "poison": poison,

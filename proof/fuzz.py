@@ -8,13 +8,10 @@ give rows that a table can hold.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
-import sys
 from collections import Counter
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,24 +20,24 @@ from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from proof.rig import Answer, seeded
+from proof.rig import Answer, properties, seeded
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
     from types import ModuleType
 
 QUESTION: Final = "decoder fuzz"
 A_CALL: Final = 50  # frames decoded at once
 AN_EXAMPLE: Final = 20  # calls with what one example has drawn
-_PROPERTIES: Final = Path(__file__).parents[1] / "tests" / "property" / "test_wire_fuzz.py"
 
 
 def ask(place: Path, *, frames: int = 1_000_000, seed: int | None = None) -> Answer:  # noqa: ARG001 - nothing is written
     """Decode so many frames."""
     _, seed = seeded(seed)
     answer = Answer()
-    wire = _module(_PROPERTIES)
+    wire = properties("test_wire_fuzz")
     done, told = 0, Counter[str]()
 
     @hypothesis.seed(seed)
@@ -136,16 +133,6 @@ def _same(table: str, wire: ModuleType, fast: Any, rows: Any, payloads: list[byt
 
 def _hex(payloads: list[bytes], seqs: set[int]) -> list[str]:
     return [payloads[seq - 1].hex() for seq in sorted(seqs)]
-
-
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import random
 import shutil
@@ -19,8 +20,9 @@ import programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from types import ModuleType
 
-__all__ = ["HURRIED", "RETAIN", "Answer", "Reader", "folder", "recording", "seeded"]
+__all__ = ["HURRIED", "RETAIN", "Answer", "Reader", "folder", "properties", "recording", "seeded"]
 
 RETAIN = {"TICKVAULT_RETAIN": "3s"}  # segments are pruned while it is run
 HURRIED = (sys.executable, "-P", str(Path(__file__).with_name("hurried.py")))
@@ -54,6 +56,18 @@ def seeded(seed: int | None) -> tuple[random.Random, int]:
     """Return a source of chance and its seed, a new one if none is given; the seed belongs into the answer."""
     seed = time.time_ns() % 1_000_000 if seed is None else seed
     return random.Random(seed), seed
+
+
+def properties(name: str) -> ModuleType:
+    """Return a module of tests/property, whose rounds are asked for here in other numbers."""
+    path = Path(__file__).parents[1] / "tests" / "property" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proof import collapse, faults, fuzz, kills, poison, power, rebuild, soak
+from proof import collapse, damage, faults, fuzz, kills, poison, power, rebuild, soak
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     [
         pytest.param(kills, {"rounds": 5, "longest_s": 3.0}, id="kills"),
         pytest.param(power, {"rounds": 4, "frames": 60}, id="power"),
+        pytest.param(damage, {"rounds": 60}, id="damage"),
         pytest.param(collapse, {}, id="collapse"),
         pytest.param(faults, {"minutes": 0.6}, id="faults"),
         pytest.param(poison, {}, id="poison"),
