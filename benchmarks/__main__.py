@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import importlib
 import json
 import os
-import platform
-import sqlite3
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import journal_price
+from benchmarks.page import about, machine_of, markdown
 from benchmarks.rows import Row
 
 RESULTS = Path(__file__).parent / "results.md"
@@ -35,7 +33,10 @@ def main() -> None:
         rows = importlib.import_module(f"benchmarks.{asked.rows}").rows(asked.place)
         print("\n".join(json.dumps(asdict(row)) for row in rows))
         return
-    machine, names = _machine(asked.place), asked.names or [*BENCHMARKS, "journal_price"]
+    machine, names = (
+        machine_of(asked.place, "python -m benchmarks --write"),
+        asked.names or [*BENCHMARKS, "journal_price"],
+    )
     print(machine + "\n")
     sections = [f"# Benchmarks\n\n{machine}\n"]
     table = [HEADERS]
@@ -43,10 +44,10 @@ def main() -> None:
         if name in names:
             table += _lines(name, asked.place)
     if len(table) > 1:
-        print(_markdown(table))
-        sections += [f"## Figures\n\n{_markdown(table)}", *(_about(name) for name in BENCHMARKS if name in names)]
+        print(markdown(table))
+        sections += [f"## Figures\n\n{markdown(table)}", *(_about(name) for name in BENCHMARKS if name in names)]
     if "journal_price" in names:
-        text = _markdown(journal_price.table(journal_price.measure(asked.place)))
+        text = markdown(journal_price.table(journal_price.measure(asked.place)))
         print(f"{journal_price.TITLE}\n\n{text}")
         sections.append(f"{_about('journal_price')}\nMedians of {journal_price.ROUNDS} rounds.\n\n{text}")
     if asked.write:
@@ -75,27 +76,7 @@ def _lines(name: str, place: Path) -> list[list[str]]:
 
 def _about(name: str) -> str:
     module = importlib.import_module(f"benchmarks.{name}")
-    about = module.__doc__.split("\n\n", 1)[1].strip().replace("\n", " ").replace(". ", ".\n")
-    return f"## {module.TITLE}\n\n{about}"
-
-
-def _machine(place: Path) -> str:
-    """Say what was run where, one sentence a line."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.machine())
-    kind = subprocess.run(["stat", "-f", "-c", "%T", place], capture_output=True, text=True, check=True).stdout.strip()
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return (
-        f"Measured {dt.datetime.now(dt.UTC):%Y-%m-%d} by `python -m benchmarks --write`.\n"
-        f"{os.cpu_count()} cores of {model}, {memory_gb:.0f} GB, Linux {platform.release()}, "
-        f"file system {kind}, load average before {os.getloadavg()[0]:.1f}.\n"
-        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}."
-    )
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+    return f"## {module.TITLE}\n\n{about(module)}"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Frames of 80 KB come from another process through a WebSocket, to three clients on two event loops. Journalled frames are
 packed with zstd, one by one. Line protocol of 30 fields is written by Arrow's kernels and by polars. Ticks are written as
-Parquet with a dictionary for every column, and for those that recur.
+Parquet with a dictionary for every column, and for those that recur. What the recorder imports is imported in a process of its
+own, and so is each of the libraries by itself: a bare Python is taken off.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +24,7 @@ import pyarrow.parquet as pq
 from aiohttp import web
 
 from benchmarks.frames import definitions, frames
-from benchmarks.rows import Row, alternate, ratio
+from benchmarks.rows import Row, alternate, children_s, ratio
 from tickvault.brokers.upstox.wire import decode
 from tickvault.sinks.parquet import recurring
 
@@ -35,12 +37,21 @@ TITLE: Final = "Choices"
 _ROUNDS: Final = 5
 _FRAMES: Final = 2_000
 _FRAME_BYTES: Final = 80_000
+_LIBRARIES: Final = (
+    "aiohttp",
+    "pyarrow.compute",
+    "pyarrow.parquet",
+    "ptars",
+    "pydantic_settings",
+    "structlog",
+    "duckdb",
+)
 
 
 def rows(_: object) -> list[Row]:
     """Measure what is installed of the alternatives."""
     sys.path.append(str(Path("build/peers").resolve()))
-    found = _packed() + _files() + _clients()
+    found = _packed() + _files() + _clients() + _imports()
     os.environ["POLARS_MAX_THREADS"] = "1"
     return found + _lines()
 
@@ -116,6 +127,25 @@ def _lines() -> list[Row]:
     ]
     work["30 fields of a line, polars"] = lambda: frame.select(pl.concat_str(fields, ignore_nulls=True))
     return _compared(alternate(work, _ROUNDS), of.updates, "a line")
+
+
+def _imports() -> list[Row]:
+    names = {"the recorder": "tickvault.pipeline", **{one: one for one in _LIBRARIES}}
+    code = {"bare": "pass"} | {name: f"import {module}" for name, module in names.items()}
+    work = {name: lambda of=of: subprocess.run([sys.executable, "-c", of], check=True) for name, of in code.items()}
+    spent = {name: statistics.median(of) * 1e3 for name, of in alternate(work, _ROUNDS, children_s).items()}
+    asked = (
+        "import sys, tickvault.pipeline; print(len(sys.modules), *sys.modules.keys() & {'numpy', 'pandas', 'duckdb'})"
+    )
+    told = subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True, text=True).stdout
+    count, *heavy = told.split()
+    base = f"bare Python {spent['bare']:.0f} ms"
+    found = [
+        Row(f"choice: import of {name}", f"{spent[name] - spent['bare']:.0f} ms CPU", base, spent[name] - spent["bare"])
+        for name in names
+    ]
+    loaded = Row("choice: modules the recorder imports", count, f"of numpy, pandas, duckdb: {len(heavy)}", float(count))
+    return [*found, loaded]
 
 
 # -- WebSocket clients

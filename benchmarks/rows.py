@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Row", "alternate", "ratio", "there_and_back"]
+__all__ = ["Row", "alternate", "children_s", "ratio", "there_and_back"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,12 @@ def alternate(
             if number:  # the first round warms up
                 spent[name].append(clock() - begun_s)
     return spent
+
+
+def children_s() -> float:
+    """Return the CPU seconds of all processes that we started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def there_and_back(work: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

@@ -175,6 +175,23 @@ def test_the_readme_is_short() -> None:
     assert [line.split("#")[0].strip() for line in lines[3:5]] == ["make demo", "make test"]
 
 
+# What a machine did is another figure on another one, and in another run.
+MEASURED = re.compile(
+    r"\d[\d.,]* ?(?:µs|ms of CPU|MB/s|GB/s|[Mk]?/s|(?:updates|frames|rows) a second|% of a core|B an update)(?!\w)"
+)
+PACES = {"540 updates a second", "540/s", "5,000/s"}  # at which it is measured
+# These have figures of their own: of what a decision was taken on, and written by what measured them.
+OWN = {"adr", "benchmarks", "reliability.md"}
+
+
+@pytest.mark.parametrize("path", [one for one in PAGES if not OWN & {one.parent.name, one.name}])
+def test_figures_are_the_benchmarks(path: Path) -> None:
+    """A speed in the documentation stands in the results of the benchmarks too, to the letter."""
+    told = "".join(one.read_text(encoding="utf-8") for one in (ROOT / "benchmarks").glob("*.md"))
+    claimed = set(MEASURED.findall(path.read_text(encoding="utf-8"))) - PACES
+    assert {one for one in claimed if one not in told} == set()
+
+
 def anchors(text: str) -> set[str]:
     """Return the anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
@@ -207,7 +224,7 @@ def test_one_sentence_a_line(path: Path) -> None:
     assert wrapped + several == []
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock", "requirements-bench.lock"])
 def test_locks_name_no_source(name: str) -> None:
     """Where packages come from is the installing machine's affair; what they are is fixed by hashes."""
     text = (ROOT / name).read_text(encoding="utf-8")
