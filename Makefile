@@ -7,7 +7,7 @@ DURATION ?=
 # Nothing of the caller's pip settings may weaken the hashes below.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
 
-.PHONY: demo test check audit folder bench proof format lock proto clean
+.PHONY: demo test check audit folder bench bench-plots proof format lock proto clean
 
 demo: $(VENV)/run.stamp  ## simulator → journal → Parquet, no credentials
 	$(BIN)/tickvault demo $(if $(DURATION),--duration $(DURATION))
@@ -33,6 +33,9 @@ folder: $(VENV)/dev.stamp  ## record the data folder of this version that the te
 bench: build/peers/stamp  ## benchmarks, with the peers they compare with
 	$(BIN)/python tools/fetch_servers.py
 	$(BIN)/python -m benchmarks
+
+bench-plots: build/peers/stamp  ## how cost grows, drawn; writes benchmarks/growth.md and docs/img
+	$(BIN)/python -m benchmarks.growth
 
 proof: $(VENV)/dev.stamp  ## reliability at full size, some hours; writes docs/reliability.md
 	$(BIN)/python tools/fetch_servers.py

@@ -27,7 +27,7 @@ class Backlog:
     """A journal, its state and its cursors below one folder."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._state, _ = State.open(folder / "state.db")
         self._journal = Journal.open(folder / "journal", self._state)
