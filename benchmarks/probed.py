@@ -1,6 +1,6 @@
 """`tickvault` with a probe in its event loop: how late callbacks are, and how long one of them held the loop's thread.
 
-Prints a JSON line to the file named first. The probe, which costs more than a quiet recorder, comes after as many seconds
+Prints a JSON line to the file named first, with the callback that held it longest. The probe, which costs more than a quiet recorder, comes after as many seconds
 as are named next; the rest are tickvault's arguments.
 """
 
@@ -22,11 +22,38 @@ from tickvault.pipeline import Recorder  # noqa: E402
 _EVERY_S: Final = 0.002
 
 
+class _Held:
+    """Times every callback of the loop.
+
+    Attributes:
+        longest: (ms of the thread's time, task or function) of the callback that took longest.
+    """
+
+    def __init__(self) -> None:
+        self.longest = (0.0, "")
+        run = asyncio.Handle._run
+
+        def timed(handle: Any) -> None:
+            used_s = time.thread_time()
+            run(handle)
+            if (spent_ms := (time.thread_time() - used_s) * 1e3) > self.longest[0]:
+                self.longest = (spent_ms, _name_of(handle._callback))
+
+        asyncio.Handle._run = timed  # type: ignore[assignment, method-assign]
+
+
+def _name_of(callback: Any) -> str:
+    owner = getattr(callback, "__self__", None)
+    return owner.get_name() if isinstance(owner, asyncio.Task) else getattr(callback, "__qualname__", repr(callback))
+
+
 async def _probe(into: Path, after_s: float) -> None:
     late_ms: list[float] = []
     busy_ms: list[float] = []
+    held: _Held | None = None
     try:
         await asyncio.sleep(after_s)
+        held = _Held()
         while True:
             due_s, used_s = time.perf_counter() + _EVERY_S, time.thread_time()
             await asyncio.sleep(_EVERY_S)
@@ -38,7 +65,7 @@ async def _probe(into: Path, after_s: float) -> None:
             for name, of in (("late_ms", late_ms), ("busy_ms", busy_ms))
             if of
         }
-        into.write_text(json.dumps(ends), encoding="utf-8")  # noqa: ASYNC240 - the last it does
+        into.write_text(json.dumps(ends | {"longest": held and held.longest}), encoding="utf-8")  # noqa: ASYNC240 - the last it does
 
 
 def main() -> None:
