@@ -47,3 +47,16 @@ def test_help_has_every_command() -> None:
     every, one = (line.split() for line in done.stdout.splitlines())
     assert {"run", "status", "query", "check", "rewind", "token", "dead-letters"} <= set(every)
     assert one == ["token"]
+
+
+def test_nobody_looks_for_garbage_in_what_is_being_imported() -> None:
+    """All of it stays, and there is much of it; from then on it is as usual."""
+    script = "import gc, sys; from tickvault.cli import main; sys.argv[1:] = ['status', '--help']\n"
+    script += "try: main()\nfinally: print(sum(one['collections'] for one in gc.get_stats()[1:]), gc.isenabled())"
+    before = "import gc, tickvault.cli; print(sum(one['collections'] for one in gc.get_stats()[1:]))"
+    first, then = (
+        subprocess.run([sys.executable, "-c", one], capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        for one in (before, script)
+    )
+    assert then.split()[1] == "True"
+    assert int(then.split()[0]) - int(first) <= 5
