@@ -1,26 +1,32 @@
 """Journal and state as a machine against a plain list.
 
-Append, reopen, crash, read, advance, rewind, lose the state, prune, damage and mend.
+Append, reopen, crash, read, advance, rewind, lose the state, prune, damage and mend; store as Parquet, and compact.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
-from doubles import AT_NS, FAST, frames_of
+import pyarrow.parquet as pq
+from doubles import AT_MS, AT_NS, DAY_MS, FAST, frames_of, payload
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tickvault import prune, segments, survey
+from tickvault.batching import to_batch
+from tickvault.compaction import Left, compact, plan, stored
+from tickvault.errors import Refused
 from tickvault.journal import Fact, Journal, Received
+from tickvault.ledger import Ledger
 from tickvault.model import Definition
 from tickvault.reading import JournalReader
 from tickvault.rewind import Cursors
 from tickvault.segments import defs_body
+from tickvault.sinks.parquet import ParquetStore
 from tickvault.state import State
 
 SINK = "influx"
@@ -28,6 +34,7 @@ items = st.one_of(
     st.binary(max_size=30).map(lambda body: ("frame", body)),
     st.sampled_from(["A", "B"]).flatmap(lambda key: st.integers(0, 9).map(lambda n: ("defs", (key, f"v{n}")))),
     st.just(("alive", None)),
+    st.just(("row", None)),
 )
 
 
@@ -44,13 +51,19 @@ class Machine(RuleBasedStateMachine):
         self.number = 0
         self.first = 1  # of the oldest segment
         self.gone: set[int] = set()  # lost to damage
+        self.with_rows: set[int] = set()
+        self.stored: set[int] = set()  # seqs of the rows in files
+        self.only_stored: set[int] = set()  # those that the journal has lost since
         self.open()
 
     def open(self) -> None:
         self.state, _ = State.open(self.path / "state.db")
         self.journal = Journal.open(self.path / "journal", self.state, wall_ns=lambda: AT_NS)
         self.journal.max_segment_frames, self.journal.max_segment_bytes = self.bounds
-        Cursors(self.journal, self.state, self.path / "journal").open(SINK, None)
+        self.store = ParquetStore(self.path / "parquet", self.journal.recorder_id)
+        cursors = Cursors(self.journal, self.state, self.path / "journal")
+        cursors.open(SINK, None)
+        cursors.open("parquet", self.store)
 
     def close(self, *, cleanly: bool) -> None:
         if cleanly:
@@ -64,9 +77,11 @@ class Machine(RuleBasedStateMachine):
     def append(self, batch: list[tuple[str, object]]) -> None:
         entries: list[Received | Fact] = []
         for kind, value in batch:
-            if kind == "frame":
-                assert isinstance(value, bytes)
+            if kind in {"frame", "row"}:
                 self.number += 1
+                if not isinstance(value, bytes):
+                    value = payload(self.number, at_ms=AT_MS + (DAY_MS if self.number % 3 == 0 else 0))
+                    self.with_rows.add(len(self.model) + 1)
                 self.model.append((value, dict(self.in_force)))
                 entries.append(Received(AT_NS + self.number, 1, value))
             elif kind == "defs":
@@ -97,7 +112,7 @@ class Machine(RuleBasedStateMachine):
     def prune(self) -> None:
         """Everything delivered may go, but the newest segment; the ledger's facts stay."""
         before = [(one.after_seq, one.body) for one in survey.events(self.path / "journal", ("start", "cursor_moved"))]
-        freed = prune.prune(self.path / "journal", self.state, [SINK], before_ns=None)
+        freed = prune.prune(self.path / "journal", self.state, [SINK, "parquet"], before_ns=None)
         self.first = freed.first_seq or self.first
         assert self.first <= self.cursor + 1
         after = [(one.after_seq, one.body) for one in survey.events(self.path / "journal", ("start", "cursor_moved"))]
@@ -119,6 +134,7 @@ class Machine(RuleBasedStateMachine):
         self.journal._mended.discard(path)
         self.journal.mend(path, "damaged")
         self.gone.add(found[0])
+        self.only_stored |= self.stored & {found[0]}
 
     @rule(max_frames=st.integers(1, 5))
     def deliver(self, max_frames: int) -> None:
@@ -142,6 +158,52 @@ class Machine(RuleBasedStateMachine):
         )  # fmt: skip
         self.cursor = chunk.hi
 
+    @rule(max_frames=st.integers(1, 5))
+    def store_rows(self, max_frames: int) -> None:
+        self.store_batch(max_frames)
+
+    def store_batch(self, max_frames: int) -> bool:
+        """Store the next frames as Parquet; whether there were any."""
+        found = self.state.cursor("parquet")
+        assert found is not None
+        reader = JournalReader(self.path / "journal", found.seq)
+        chunk = reader.read(max_frames=max_frames, max_bytes=10**9)
+        reader.close()
+        if chunk is None:
+            return False
+        batch = to_batch(chunk, recorder_id=self.journal.recorder_id, ledger=Ledger())
+        self.state.attempt("parquet", batch.hi)
+        self.store.commit(batch)
+        assert self.state.advance(
+            "parquet", batch.hi, generation=found.generation, head_seq=self.journal.last_seq, settled_seq=batch.hi,
+            dead_letters=batch.rejected, notices=(), now_ns=0,
+        )  # fmt: skip
+        self.stored |= set(batch.tables["ticks"]["seq"].to_pylist())
+        return True
+
+    @rule(days=st.integers(1, 3))
+    def compact(self, days: int) -> None:
+        """Files of days that are over become one; no row comes or goes."""
+        now_ns, before = AT_NS + days * DAY_MS * 1_000_000, f"2026-09-0{days + 1}"
+        known = stored(self.path)
+        assert known is not None
+        # Days that are shuffled together join what they part of one another, so that it may take another time.
+        for _ in range(1 + len(self.store.files())):
+            assert not [one for one in compact(self.path, now_ns=now_ns, reserve_bytes=0) if isinstance(one, Left)]
+            if not plan(self.store.files(), known, before=before):
+                return
+        raise AssertionError("there is no end to it")
+
+    @rule(part=st.integers(0, 4))
+    def rewind_files(self, part: int) -> None:
+        """Refused where the journal no longer has what would have to be stored again."""
+        found = self.state.cursor("parquet")
+        assert found is not None
+        with suppress(Refused):
+            Cursors(self.journal, self.state, self.path / "journal").rewind(
+                "parquet", found.seq * part // 4, self.store
+            )
+
     @rule(part=st.integers(0, 4))
     def rewind(self, part: int) -> None:
         to_seq = max(self.first - 1, self.cursor * part // 4)
@@ -160,9 +222,24 @@ class Machine(RuleBasedStateMachine):
         assert found is not None
         assert found.seq == self.cursor
         assert {key: one.symbol for key, one in self.journal.definitions.items()} == self.in_force
+        self.files_hold()
+
+    def files_hold(self) -> None:
+        """Rows are in files once, up to the cursor; a cursor that went back took with it only what comes again."""
+        found = self.state.cursor("parquet")
+        assert found is not None
+        self.stored = {seq for seq in self.stored if seq <= found.seq}
+        files = [file.path for file in self.store.files() if file.table == "ticks"]
+        rows = [seq for path in files for seq in pq.ParquetFile(path).read(["seq"])["seq"].to_pylist()]
+        assert sorted(rows) == sorted(self.stored)
+        assert self.only_stored <= self.stored
 
     def teardown(self) -> None:
         if hasattr(self, "journal"):
+            while self.store_batch(5):
+                pass
+            self.files_hold()
+            assert self.with_rows - self.gone <= self.stored
             assert list(survey.verify(self.path / "journal", running=True)) == []
             self.close(cleanly=False)
             shutil.rmtree(self.path)
