@@ -16,7 +16,7 @@ from benchmarks.page import about, machine_of, markdown
 from benchmarks.rows import Row
 
 RESULTS = Path(__file__).parent / "results.md"
-BENCHMARKS = ("columns", "peers", "delivering", "durable", "footprint", "readable", "choices")
+BENCHMARKS = ("columns", "peers", "delivering", "durable", "stored", "footprint", "readable", "choices")
 HEADERS = ["what", "figure", "base in the same run", "ratio", "target", "pass", "CPU s", "peak MB"]
 
 

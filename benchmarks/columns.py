@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tickvault.model import Frame
 
-__all__ = ["TITLE", "rows"]
+__all__ = ["TITLE", "decoded", "rows"]
 
 TITLE: Final = "Columns"
 ROUNDS: Final = 7
@@ -60,8 +60,8 @@ def _conversions(of: FrameSet) -> list[Row]:
     spent = alternate(
         {
             "L": lambda: parse(payloads),
-            "columns": lambda: _batch(of.frames),
-            "lines": lambda: [part.body() for part in chunks(encode_tickvault(_batch(of.frames), 5))],
+            "columns": lambda: decoded(of.frames),
+            "lines": lambda: [part.body() for part in chunks(encode_tickvault(decoded(of.frames), 5))],
         },
         ROUNDS,
     )
@@ -79,7 +79,7 @@ def _files(of: FrameSet, place: Path) -> list[Row]:
 
         def write() -> None:
             store = ParquetStore(Path(folder) / f"{next(numbers)}", _RECORDER)
-            store.commit(joined([_batch(part) for part in _reads(of.frames)]))
+            store.commit(joined([decoded(part) for part in _reads(of.frames)]))
 
         spent = alternate({"L": lambda: parse(payloads), "files": write}, ROUNDS, time.perf_counter)
         size = sum(path.stat().st_size for path in (Path(folder) / "0").rglob("*.parquet"))
@@ -96,7 +96,8 @@ def against_l(what: str, of: FrameSet, spent: dict[str, list[float]], name: str,
     return Row(what, f"{rate:,.0f}/s", f"L {base:,.0f}/s", ratio(spent["L"], spent[name]), target)
 
 
-def _batch(of: Sequence[Frame]) -> Batch:
+def decoded(of: Sequence[Frame]) -> Batch:
+    """Return the rows of frames, as the recorder decodes them."""
     decoded = decode(of, recorder_id=_RECORDER, definitions=definitions())
     return Batch(
         recorder_id=_RECORDER,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import random
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final
@@ -14,13 +15,17 @@ from tickvault.simulator.market import ALL, Market, Watch
 from tickvault.simulator.universe import Kind, build_universe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tickvault.simulator.universe import Instrument
 
-__all__ = ["UPDATES", "FrameSet", "definitions", "frames", "parse"]
+__all__ = ["UPDATES", "FrameSet", "day_frames", "definitions", "frames", "parse"]
 
 UPDATES: Final = 20_000  # of one set
 _BEGIN: Final = dt.datetime(2026, 11, 23, 11, 0, tzinfo=IST)
 _APART_MS: Final = 250  # four frames a second
+_DAY_ENTRIES: Final = 200
+_DAY_MS: Final = 22_500_000  # from the opening to the close
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,28 @@ def frames(instruments: int, mode: Mode = Mode.FULL, *, updates: int = UPDATES) 
         found.append(Frame(seq=number + 1, received_ns=now_ms * 1_000_000 + 40_000_000, conn=1, payload=payload))
     kind = "full_d5" if mode is Mode.FULL else mode.value
     return FrameSet(f"{instruments} × {kind}", tuple(found), len(found) * instruments)
+
+
+def day_frames(updates: int, at_a_time: int) -> Iterator[list[Frame]]:
+    """Yield the frames of a trading day, each of 200 instruments taken at random, some at a time."""
+    universe, positions = _listed()
+    rng, start_ms = random.Random(5), int(_BEGIN.replace(hour=9, minute=15).timestamp() * 1000)
+    market = Market(universe, seed=7, start_ms=start_ms)
+    count = updates // _DAY_ENTRIES
+    apart_ms, held = _DAY_MS // count, []
+    for number in range(count):
+        now_ms = start_ms + number * apart_ms + rng.randrange(apart_ms // 2)
+        turn = rng.sample(positions, _DAY_ENTRIES)
+        market.advance(now_ms, Watch(market.weights, dict.fromkeys(turn, True)), _DAY_ENTRIES)
+        entries = [(market.look(one, now_ms, fresh=False), Mode.FULL, ALL) for one in turn]
+        payload = data_frame(entries, now_ms, snapshot=False).SerializeToString(deterministic=True)
+        received_ns = now_ms * 1_000_000 + rng.randrange(20_000_000, 60_000_000)
+        held.append(Frame(seq=number + 1, received_ns=received_ns, conn=1, payload=payload))
+        if len(held) == at_a_time:
+            yield held
+            held = []
+    if held:
+        yield held
 
 
 @cache
