@@ -176,9 +176,7 @@ class ParquetStore:
                 if file.table in _SEQ_COLUMN:  # definitions come into force at a frame, and are not of it
                     continue
                 with suppress(OSError, pa.ArrowException):  # nothing can be read from it
-                    seqs = pq.ParquetFile(file.path).read(["seq"]).column(0)
-                    within = pc.and_(pc.greater_equal(seqs, low), pc.less_equal(seqs, high))
-                    found = file.hi if pc.any(within).as_py() else found
+                    found = file.hi if _has_rows(file.path, low, high) else found
         return found
 
     def stage(self, part: Batch) -> None:
@@ -393,6 +391,16 @@ def locked(path: Path) -> Iterator[bool]:
         yield True
     finally:
         os.close(fd)
+
+
+def _has_rows(path: Path, low: int, high: int) -> bool:
+    """Tell whether a file, which may be that of a whole day, has rows of some frames."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["seq"]):
+            seqs = batch.column(0)
+            if pc.any(pc.and_(pc.greater_equal(seqs, low), pc.less_equal(seqs, high))).as_py():
+                return True
+    return False
 
 
 def _check_rows(path: Path, rows: int) -> None:
