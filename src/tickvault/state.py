@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import uuid
 import zlib
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -417,7 +417,17 @@ def _check(connection: sqlite3.Connection) -> None:
     found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
         raise sqlite3.DatabaseError(found)
+    with closing(sqlite3.connect(":memory:")) as like:
+        like.executescript(_SCHEMA)
+        if lacking := _columns(like) - _columns(connection):  # the schema is text, and bits flip in it too
+            raise sqlite3.DatabaseError(f"it has no {', '.join(sorted(map('.'.join, lacking)))}")
     _check_rows(connection)
+
+
+def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
+    """Return every table with each of its columns."""
+    query = "SELECT t.name, c.name FROM sqlite_schema AS t, pragma_table_info(t.name) AS c WHERE t.type = 'table'"
+    return set(db.execute(query))
 
 
 def _check_rows(db: sqlite3.Connection) -> None:

@@ -215,6 +215,19 @@ def test_what_can_be_read_and_not_written_is_damage(written: Path) -> None:
     assert survives(written, "newest", flip_structure, "lost", random.Random(10331359847476872522)) == (0, True)
 
 
+@pytest.mark.parametrize("text", [b"first_seq INTEGER", b"generation INTEGER", b"not_before_ns", b"reason TEXT"])
+def test_damage_in_the_name_of_a_column_is_damage(written: Path, tmp_path: Path, text: bytes) -> None:
+    """It can be opened, and fails at the first statement that names it."""
+    content = (written / "state.db").read_bytes()
+    assert text in content
+    path = tmp_path / "state.db"
+    path.write_bytes(content.replace(text, bytes([text[0] ^ 1]) + text[1:]))
+    state, fresh = State.open(path)
+    state.close()
+    assert fresh
+    assert len(list(tmp_path.glob("state.db.damaged-*"))) == 1
+
+
 def test_damage_that_sqlite_quotes_is_damage(written: Path, tmp_path: Path) -> None:
     """Its message is then no text, and no error of its own comes of it."""
     content = (written / "state.db").read_bytes()
