@@ -131,6 +131,7 @@ class State:
             connection = _connect(path)
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == SCHEMA_VERSION:
+                _check_header(path)
                 _check(connection)
             elif version == 0 and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
                 raise sqlite3.DatabaseError("it has tables and no version")  # noqa: TRY301 - as SQLite says the like
@@ -411,6 +412,13 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _check_header(path: Path) -> None:
+    """Raise DatabaseError where the file says that another version of SQLite is needed: to write, it may be, only."""
+    with path.open("rb") as file:
+        if (needed := file.read(20)[18:]) != b"\x01\x01":
+            raise sqlite3.DatabaseError(f"it is to be written and read by versions {needed.hex(' ')} of its form")
 
 
 def _check(connection: sqlite3.Connection) -> None:
