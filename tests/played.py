@@ -29,7 +29,7 @@ from tickvault.simulator import Simulator, SimulatorSettings, load_script
 from tickvault.survey import events, ledger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
     import pytest
@@ -216,8 +216,8 @@ async def playing(
     refreshed: list[bool] = []
     calendars: list[MarketCalendar] = []
 
-    async def refresh(self: InstrumentList) -> bool:
-        refreshed.append(await ordinary_refresh(self))
+    async def refresh(self: InstrumentList, keys: Collection[str] = ()) -> bool:
+        refreshed.append(await ordinary_refresh(self, keys))
         return refreshed[-1]
 
     def make_calendar(*arguments: Any, **named: Any) -> MarketCalendar:
