@@ -32,7 +32,7 @@ _READ_S: Final = 2.0  # what is not due is read meanwhile, or it would be much t
 
 
 class Collector:
-    """Makes batches of what one reader finds; used by one task.
+    """Makes batches of what one reader finds, one at a time.
 
     Args:
         reader: stands where the first batch begins.
@@ -44,6 +44,9 @@ class Collector:
         stage: is given the rows of a batch in parts, but for its candles, of which a later one may replace an earlier one;
             None: a batch is held until it is closed.
         decoded_by: as of batching.to_batch.
+
+    Attributes:
+        took_s: seconds that the delivery of a batch took last; who delivers tells.
     """
 
     def __init__(
@@ -71,8 +74,7 @@ class Collector:
         self._held_due_s = math.inf  # it has waited with the batch before it, and does not wait anew
         self._more = False  # the last read did not reach the journal's end
         self._at_most = _LEAST_READ_BYTES  # of the next read
-        self._given_s = math.inf  # when the last batch was given away
-        self._took_s = 0.0  # until the next one was asked for
+        self.took_s = 0.0
 
     async def next(self) -> Batch | None:
         """Return the next batch, but for what was staged of it; None when everything is read and nothing more will come.
@@ -80,16 +82,10 @@ class Collector:
         Raises:
             JournalDamaged: as JournalReader.read does. What `stage` raises.
         """
-        self._took_s = max(0.0, asyncio.get_running_loop().time() - self._given_s)
-        batch = await self._collected()
-        self._given_s = asyncio.get_running_loop().time()
-        return batch
-
-    async def _collected(self) -> Batch | None:
         parts: list[Batch] = []
         self._gone = 0
         rows, size, due_s = 0, 0, math.inf if self._held is None else self._held_due_s
-        while not parts or wait_s(self._policy, rows=rows, nbytes=size, took_s=self._took_s):
+        while not parts or wait_s(self._policy, rows=rows, nbytes=size, took_s=self.took_s):
             if self._held is None and not self._more:
                 due_s = await self._wait(due_s)
             last_seq, ended = self._progress.last_seq, self._progress.ended
@@ -147,7 +143,7 @@ class Collector:
         return max(0.0, due_s - asyncio.get_running_loop().time())
 
     def _due_s(self) -> float:
-        waits_s = wait_s(self._policy, rows=0, nbytes=0, took_s=self._took_s)
+        waits_s = wait_s(self._policy, rows=0, nbytes=0, took_s=self.took_s)
         if self._policy.by_date:
             now = dt.datetime.fromtimestamp(self._wall_ns() / 1e9, IST)
             midnight = (now + dt.timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)

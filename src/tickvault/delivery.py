@@ -23,7 +23,7 @@ from tickvault.collecting import Collector
 from tickvault.errors import JournalDamaged, JournalFull, SinkMisconfigured, SinkUnavailable
 from tickvault.journal import Fact
 from tickvault.letters import merged
-from tickvault.model import TakesParts
+from tickvault.model import Batch, TakesParts
 from tickvault.outbox import Notice
 from tickvault.reading import JournalReader
 from tickvault.sending import Sent, send
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tickvault.decoding import Decoder
     from tickvault.intake import Progress
     from tickvault.ledger import Ledger
-    from tickvault.model import Batch, Sink
+    from tickvault.model import Sink
     from tickvault.state import Cursor, State
 
 __all__ = ["Delivery", "Patience"]
@@ -201,11 +201,24 @@ class Delivery:
             decoded_by=self._decoded_by,
         )
         self._staged = Sent()
-        if self._in_parts:
+        if self._in_parts:  # it has the rows of a batch while that is collected: one batch at a time
             await self._in_parts.discard()
-        while (batch := await collector.next()) is not None:
-            await self._deliver(batch.only(self._sink.tables))
-            del batch  # or it would be held while the next one is collected
+            while (batch := await collector.next()) is not None:
+                await self._deliver(batch.only(self._sink.tables))
+                del batch  # or it would be held while the next one is collected
+            return
+        async with asyncio.TaskGroup() as group:
+            collecting = group.create_task(_outcome(collector.next), name=f"collect:{self.name}")
+            while isinstance(found := await collecting, Batch):
+                collecting = group.create_task(_outcome(collector.next), name=f"collect:{self.name}")
+                begun_s = asyncio.get_running_loop().time()
+                found = await _outcome(partial(self._deliver, found.only(self._sink.tables)))
+                collector.took_s = asyncio.get_running_loop().time() - begun_s
+                if found is not None:
+                    collecting.cancel()
+                    break
+        if found is not None:
+            raise found
 
     async def _deliver(self, batch: Batch) -> None:
         """Write one batch and move the cursor behind it."""
@@ -389,6 +402,14 @@ class Delivery:
             message=f"{self.name}: {detail}",
             generation=self._cursor.generation,
         )
+
+
+async def _outcome(work: Callable[[], Awaitable[_R]]) -> _R | Exception:
+    """Return what comes of some work, an exception too: in a group it would end what runs beside it."""
+    try:
+        return await work()
+    except Exception as exc:  # noqa: BLE001 - it is raised again by whoever asked
+        return exc
 
 
 def _where(exc: BaseException) -> str:

@@ -62,6 +62,22 @@ async def test_everything_is_delivered_in_order_and_the_end_is_seen(bench: Bench
     assert (told["from"], told["to"]) == (AT_NS, AT_NS)
 
 
+async def test_the_next_batch_is_collected_while_one_is_written(bench: Bench) -> None:
+    """What a store takes its time for is not waited for twice; the cursor stays behind what was written."""
+    bench.append(3)
+    decoded: list[int] = []
+
+    async def slow(_: Batch) -> None:
+        await until(lambda: len(decoded) == 2)
+        assert (bench.cursor(sink).seq, bench.cursor(sink).attempted_seq) == (0, 1)
+
+    sink = FlakySink([slow], policy=singly())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tickvault.collecting.to_batch", lambda *a, **k: decoded.append(1) or to_batch(*a, **k))
+        await bench.deliver(sink)
+    assert sink.seqs() == [1, 2, 3]
+
+
 async def test_a_store_that_is_away_gets_everything_in_order_when_it_is_back(bench: Bench) -> None:
     """The same batch again until it is taken; nothing overtakes it."""
     bench.append(6)
