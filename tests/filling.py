@@ -15,6 +15,7 @@ from tickvault.errors import JournalFull, SinkUnavailable
 from tickvault.intake import Intake
 from tickvault.journal import Fact
 from tickvault.ledger import Ledger
+from tickvault.model import Batch
 from tickvault.reading import JournalReader
 from tickvault.room import Room
 from tickvault.settings import DiskReserve
@@ -68,7 +69,7 @@ def every_write(place: Path) -> None:
         if chunk is not None:
             batch = to_batch(chunk, recorder_id=vault.journal.recorder_id, ledger=Ledger())
             sink = ParquetSink(vault.store)
-            refused["parquet"] += _until_room(lambda: asyncio.run(sink.write(batch)), ballast, left)
+            refused["parquet"] += _until_room(lambda: asyncio.run(_from_its_beginning(sink, batch)), ballast, left)
             refused["advance"] += _until_room(
                 lambda: vault.state.advance(
                     "parquet", batch.hi, generation=vault.cursor.generation, head_seq=vault.journal.last_seq,
@@ -88,6 +89,12 @@ def every_write(place: Path) -> None:
     print(refused)
     assert all(refused.values()), refused
     vault.drop()
+
+
+async def _from_its_beginning(sink: ParquetSink, batch: Batch) -> None:
+    """Write a batch as a delivery does, after a failure too."""
+    await sink.discard()
+    await sink.write(batch)
 
 
 def _until_room(step: object, ballast: Ballast, left: int) -> int:
