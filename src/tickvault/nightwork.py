@@ -63,8 +63,11 @@ class NightWork:
         again_s = loop.time()
         while True:
             if loop.time() >= again_s and self._quiet(self._wall_ns()):
-                if await asyncio.to_thread(self._is_due):
-                    await self._compact()
+                try:
+                    if await asyncio.to_thread(self._is_due):
+                        await self._compact()
+                except (OSError, ValueError) as exc:  # no process to be had: recording does not end for it
+                    self._warn(error=f"{type(exc).__name__}: {exc}")
                 again_s = loop.time() + _AGAIN_S
             await asyncio.sleep(_LOOK_S)
 

@@ -116,3 +116,15 @@ async def test_one_who_compacts_already_is_told_of(vault: Vault) -> None:
     with locked(vault.path / "parquet" / ".compacting"), capture_logs() as logs:
         await work(vault)._compact()
     assert "somebody else compacts" in str(logs[0]["error"])
+
+
+async def test_without_a_process_to_be_had_recording_goes_on(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told, and tried again in an hour; an exception here would end the recorder."""
+    monkeypatch.setattr("sys.executable", str(vault.path / "no python"))
+    with capture_logs() as logs:
+        task = asyncio.create_task(work(vault).keep())
+        await until_logged(logs, 1)
+        assert not task.done()
+        task.cancel()
+        await asyncio.wait([task])
+    assert logs[0]["event"] == "parquet.not_compacted"
