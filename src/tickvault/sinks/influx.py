@@ -131,6 +131,7 @@ class InfluxSink:
         self._layouts = tuple(layouts)
         self._depth = depth
         self._server: _Server | None = None
+        self._prepared: _Server | None = None  # of which the database is known to be there
         self._settle_s = 0.0
         self._lost_body: tuple[bytes, int] = (b"", 0)
         self._started: str | None = None
@@ -159,6 +160,11 @@ class InfluxSink:
         server = await self._identify()
         if server.dialect is Dialect.VICTORIA:
             await self._notice_restart()
+        if server.api == "v1" and server is not self._prepared:
+            # To a large body for a database that is not there it may answer with a reset.
+            if misses_database(await self._post_lines(server, b"", "ns")):
+                await self._create_database()
+            self._prepared = server
         refused: dict[int, str] = {}
         for layout in self._layouts:
             lines = await asyncio.to_thread(self._encode, layout, batch, server.dialect)
