@@ -240,6 +240,11 @@ class Vault:
         )
         return True
 
+    def deliver_all(self, max_frames: int) -> None:
+        """Deliver what there is, in batches of so many frames."""
+        while self.deliver(max_frames):
+            pass
+
     def rewind(self, to_seq: int) -> None:
         self.cursors.rewind("parquet", to_seq, self.store)
 

@@ -31,8 +31,7 @@ def vault(tmp_path: Path) -> Iterator[Vault]:
     vault = Vault(tmp_path / "data")
     vault.open()
     vault.append(14)
-    while vault.deliver(3):
-        pass
+    vault.deliver_all(3)
     yield vault
     vault.drop()
 
@@ -124,8 +123,7 @@ def test_files_behind_a_rewind_are_stored_again(vault: Vault) -> None:
     vault.rewind(10)
     assert vault.cursor.seq == 0
     assert asked(vault) == before
-    while vault.deliver(5):
-        pass
+    vault.deliver_all(5)
     assert rows(vault) == before
 
 
@@ -193,8 +191,7 @@ def test_a_rewind_meanwhile_wins(vault: Vault, monkeypatch: pytest.MonkeyPatch) 
     found = vault.compact()
     assert all(isinstance(one, Left) for one in found)
     assert list(scan(vault.path / "parquet")) == []
-    while vault.deliver(5):
-        pass
+    vault.deliver_all(5)
     assert rows(vault) == [seq for seq in range(1, 15) if seq % 7]
 
 

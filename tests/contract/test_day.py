@@ -73,8 +73,7 @@ def trade(vault: Vault, first_s: float, last_s: float, *keys: str) -> None:
 
 
 def deliver(vault: Vault) -> None:
-    while vault.deliver(100):
-        pass
+    vault.deliver_all(100)
 
 
 def look(vault: Vault, now_ns: int = AFTER) -> Day:

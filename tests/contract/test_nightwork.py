@@ -28,8 +28,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
     vault = Vault(tmp_path / "data")
     vault.open()
     vault.append(9)
-    while vault.deliver(3):
-        pass
+    vault.deliver_all(3)
     yield vault
     vault.drop()
 

@@ -49,8 +49,7 @@ def fill(vault: Vault, count: int) -> None:
 
 
 def deliver(vault: Vault) -> None:
-    while vault.deliver(100):
-        pass
+    vault.deliver_all(100)
 
 
 def reopened(vault: Vault) -> None:

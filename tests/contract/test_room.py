@@ -30,8 +30,7 @@ async def test_what_is_damaged_does_not_keep_segments_for_ever(tmp_path: Path, w
     vault.journal.max_segment_frames = 4
     for _ in range(12):
         vault.append(1)
-    while vault.deliver(100):
-        pass
+    vault.deliver_all(100)
     paths = segments.paths(vault.folder)
     if which == "segment":
         with closing(sqlite3.connect(paths[0])) as db:

@@ -45,8 +45,7 @@ def test_what_a_folder_takes(tmp_path: Path) -> None:
     vault = Vault(tmp_path / "data")
     vault.open()
     vault.append(6, days=False)
-    while vault.deliver(10):
-        pass
+    vault.deliver_all(10)
     vault.journal.close()
     vault.drop()
     aside = vault.folder / "damaged" / "0000000000000009"

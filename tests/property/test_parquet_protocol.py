@@ -130,8 +130,7 @@ class Model:
         vault = self.vault
         vault.drop()
         vault.open()
-        while vault.deliver(5):
-            pass
+        vault.deliver_all(5)
         held = self.held()
         for table in TABLES:
             assert sorted(stored((vault.path / "parquet").glob(f"{table}/*/*.parquet"))) == held

@@ -114,8 +114,7 @@ def test_dropping_takes_the_newest_first(vault: Vault) -> None:
             super().unlink(path)
 
     vault.append(6, days=False)
-    while vault.deliver(2):
-        pass
+    vault.deliver_all(2)
     store = ParquetStore(vault.store.root, vault.store.recorder_id, disk=Watched())
     store.drop_from(3)
     assert removed == sorted(removed, reverse=True)
