@@ -6,6 +6,7 @@ import datetime as dt
 import math
 import re
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from servers import AT, AT_MS, KEY, batch_of, candle, tick
 
 from tickvault.model import Definition
-from tickvault.sinks.lineprotocol import Dialect, Lines, chunks, encode_tickvault, encode_tradedatafeed
+from tickvault.sinks import series
+from tickvault.sinks.lineprotocol import Lines, chunks, encode_tickvault, encode_tradedatafeed
+from tickvault.sinks.series import Dialect
 
 ALWAYS = f"received_at={AT_MS}000000i,seq=1i {AT_MS}000001"
 PREFIX = f"tick,instrument_key={KEY},segment=NSE_EQ,symbol=HINDCOPPER"
@@ -334,3 +337,33 @@ def test_any_key_and_symbol_gives_one_line_or_a_refusal(pairs: list[tuple[str, s
     for text, row in zip(lines.text.to_pylist(), lines.rows.to_pylist(), strict=True):
         key_tag = re.split(r"(?<!\\)[, ]", text)[1]
         assert written.setdefault(key_tag, pairs[row][0]) == pairs[row][0]
+
+
+def test_series_follow_the_definitions_in_force_and_are_built_once() -> None:
+    """What a batch before it had is not built again, and other definitions of the same keys give other series."""
+    rows = [tick(instrument_key="NSE_FO|1", symbol=OPTION.symbol)]
+    before, after = {"NSE_FO|1": OPTION}, {"NSE_FO|1": replace(OPTION, strike=25000.0)}
+    assert ["strike=24500," in line(definitions=of, ticks=rows) for of in (before, after, before, after)] == [
+        *(True, False),
+        *(True, False),
+    ]
+
+
+def test_more_series_than_are_kept_are_written_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(series, "_SERIES_KEPT", 2)
+    definitions = {OPTION.instrument_key: OPTION}  # the same, so that what is kept is
+    for first in range(5):
+        rows = [tick(instrument_key=f"NSE_EQ|{number}", symbol=f"S{number}") for number in range(first, first + 3)]
+        lines = encode_tickvault(batch_of(definitions, ticks=rows), 5)
+        assert [re.findall(r"key=NSE_EQ\|(\d+),.*symbol=S(\d+) ", text) for text in lines.text.to_pylist()] == [
+            [(f"{number}", f"{number}")] for number in range(first, first + 3)
+        ]
+
+
+def test_no_two_rows_share_a_series_by_what_separates_their_columns() -> None:
+    pairs = [("NSE_EQ|a", "b\nc"), ("NSE_EQ|a\nb", "c"), ("NSE_EQ|a", "b c")]
+    lines = encode_tickvault(batch_of(ticks=[tick(instrument_key=key, symbol=symbol) for key, symbol in pairs]), 5)
+    assert (lines.rows.to_pylist(), list(lines.refused)) == ([0, 2], [1])
+    assert all(
+        text.startswith(r"tick,instrument_key=NSE_EQ|a,segment=NSE_EQ,symbol=b\ c ") for text in lines.text.to_pylist()
+    )

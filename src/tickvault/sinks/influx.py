@@ -39,7 +39,8 @@ from tickvault.sinks.influx_answers import (
 )
 from tickvault.sinks.influx_http import ConnectionLost, InfluxHttp
 from tickvault.sinks.influx_versions import Candle, candles, exported_seq, question, selector, stored_seqs
-from tickvault.sinks.lineprotocol import Dialect, Lines, chunks, encode_tickvault, encode_tradedatafeed
+from tickvault.sinks.lineprotocol import Lines, chunks, encode_tickvault, encode_tradedatafeed
+from tickvault.sinks.series import Dialect
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

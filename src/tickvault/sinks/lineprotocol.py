@@ -4,64 +4,54 @@ Laws of this module:
 
 - A line is a pure function of its row, the definition in force and the dialect, so a repeat overwrites itself.
 - Ticks carry `currentTs` (ms) * 10**6 + `seq` mod 10**6 as time: no two updates of an instrument collapse into one point.
-- What cannot be written without changing which series it belongs to is refused by row, never bent into shape.
-- No Python runs per row. Tags are built once per distinct series; everything else is Arrow kernels.
+- A row whose series or time cannot be written is refused by its index (sinks/series.py).
+- No Python runs per row. Tags are built once per series; everything else is Arrow kernels.
+- A kernel costs as much as writing a hundred numbers, and a live batch is small: columns of one type go through it together.
 
 Source: docs/influxdb.md; influxdata/line-protocol, `line-protocol.ebnf`.
 """
 
 from __future__ import annotations
 
-import re
+import math
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from enum import StrEnum
-from functools import lru_cache
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tickvault.model import TABLES, Batch, Definition, segment_of
+from tickvault.model import TABLES, Batch
+from tickvault.sinks.series import Dialect, candle_series_of_tradedatafeed, instrument_series, plain_series
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Dialect", "Lines", "chunks", "encode_tickvault", "encode_tradedatafeed"]
+__all__ = ["Lines", "chunks", "encode_tickvault", "encode_tradedatafeed"]
 
 # pyarrow has no stubs: these names are for the reader.
 _Array: TypeAlias = Any
-_Tags: TypeAlias = "Mapping[str, str | None]"
 
-_FLOATS: Final = ("ltp", "cp", "atp", "oi", "iv", "tbq", "tsq", "delta", "theta", "gamma", "vega", "rho", "iep", "rp")
-_INTEGERS: Final = ("ltq", "vtt", "ltt", "ieq", "iiq_total", "iiq_m")
-_RECURRING: Final = frozenset({"received_at", "seq", "cp"})  # the same in a frame, or all day: written once
-_TOTALS: Final = frozenset({"oi", "tbq", "tsq"})  # doubles that are counts
+_FIELDS: Final = (
+    *("ltp", "cp", "atp", "oi", "iv", "tbq", "tsq", "delta", "theta", "gamma", "vega", "rho", "iep", "rp"),
+    *("ltq", "vtt", "ltt", "ieq", "iiq_total", "iiq_m"),
+)  # of a tick, in this order
+_PRICES: Final = ("ltp", "cp", "atp")
+_TOTALS: Final = ("oi", "tbq", "tsq")  # doubles that are counts
+_RATIOS: Final = ("iv", "delta", "theta", "gamma", "vega", "rho", "iep", "rp")
+_COUNTS: Final = ("ltq", "vtt", "ltt", "ieq", "iiq_total", "iiq_m")
 _BOOK: Final = ("bid_price", "bid_qty", "ask_price", "ask_qty")
 _OHLC: Final = ("open", "high", "low", "close")
 
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_SPECIAL: Final = re.compile(r"([,= ])")
-# The engine of InfluxDB 1 and 2 takes no longer series key (measurement and tags).
-_MAX_SERIES_KEY_BYTES: Final = 65_535
-_SERIES_KEPT: Final = 20_000  # 5 MB; an instrument has three
 _END: Final = 1_000  # behind every number
+_NOTHING: Final = pa.scalar(None, pa.string())
+_NO_TEXT: Final = pa.array([], pa.string())
 # Microseconds whose nanoseconds still fit the signed 64 bits of a point's time.
 _MAX_TIME_US: Final = 9_223_372_036_854_774
 
 _BAD_SERIES: Final = "line protocol cannot write these tags: empty or too long, control characters or a backslash last"
 _BAD_TIME: Final = "line protocol cannot write this time: outside the years 1677 to 2262"
-
-
-class Dialect(StrEnum):
-    """Whose line protocol is written."""
-
-    INFLUX = "influx"
-    """InfluxDB 1 and 2: the last write of a point wins."""
-    INFLUX3 = "influx3"
-    """InfluxDB 3: of two different writes of a point either may stay, so versions of a candle get distinct times."""
-    VICTORIA = "victoria"
-    """VictoriaMetrics: no strings, no daily candles (it rewrites one sample all day), backslashes doubled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +85,13 @@ def encode_tickvault(batch: Batch, depth: int, dialect: Dialect = Dialect.INFLUX
         depth: book levels to write, 0 to 30.
         dialect: what the server understands.
     """
-    return _concatenate(
-        [
-            _ticks(batch, depth, dialect),
-            _candles(batch, dialect),
-            _market_status(batch, dialect),
-            _gaps(batch, dialect),
-        ]
-    )
+    encoders: Mapping[str, Callable[[Batch, Dialect], Lines]] = {
+        "ticks": partial(_ticks, depth=depth),
+        "candles": _candles,
+        "market_status": _market_status,
+        "gaps": _gaps,
+    }
+    return _concatenate([encode(batch, dialect) for name, encode in encoders.items() if batch.tables[name].num_rows])
 
 
 def encode_tradedatafeed(batch: Batch, dialect: Dialect = Dialect.INFLUX) -> Lines:
@@ -111,14 +100,10 @@ def encode_tradedatafeed(batch: Batch, dialect: Dialect = Dialect.INFLUX) -> Lin
     Unlike its writer this one escapes the tags, so that symbols with blanks arrive.
     """
     table, offset = _table(batch, "candles")
-
-    def series(key: str, symbol: str, interval: str) -> str | None:
-        tags = {"feed_name": _key(key.replace(" ", "_")), "trade_symbol": symbol}
-        return _series_key(_CONTROL.sub(" ", interval).replace(",", "\\,").replace(" ", "\\ "), tags, dialect)
-
-    fields = [_number(name.title(), table[name], keep_zero=True) for name in _OHLC]
-    fields.append(_number("Volume", pc.fill_null(table["volume"], 0).cast(pa.float64()), keep_zero=True, end=""))
-    prefix = _per_series(series, table, "instrument_key", "symbol", "interval")
+    prices = {name.title(): table[name] for name in _OHLC}
+    volume = pc.fill_null(table["volume"], 0).cast(pa.float64())
+    fields = [*_numbers(prices).values(), *_numbers({"Volume": volume}).values()]
+    prefix = candle_series_of_tradedatafeed(dialect).of(table, "instrument_key", "symbol", "interval")
     return _assemble(prefix, fields, pc.divide(_int(table["time"]), 1000), offset, _not_daily(table, dialect))
 
 
@@ -133,141 +118,71 @@ def chunks(lines: Lines, max_rows: int = 5000, max_bytes: int = 4_000_000) -> It
         first, sent = last, ends[last - 1]
 
 
-def _ticks(batch: Batch, depth: int, dialect: Dialect) -> Lines:
+def _ticks(batch: Batch, dialect: Dialect, *, depth: int) -> Lines:
     table, offset = _table(batch, "ticks")
-
-    def series(key: str, symbol: str) -> str | None:
-        return _instrument_series("tick", key, symbol, None, batch.definitions.get(key), dialect)
-
-    fields = [_number(name, table[name]) for name in _FLOATS]
-    fields += [_number(name, _int(table[name]), "i") for name in _INTEGERS]
-    fields += [_true("cas_eligible", table["cas_eligible"]), _true("snapshot", pc.equal(table["kind"], "snapshot"))]
-    for name in _BOOK:
-        fields += _levels(name, table[name], depth)
-    fields += [_number("received_at", _nanoseconds(table["received_at"]), "i"), _seq(table)]
-    return _assemble(_per_series(series, table, "instrument_key", "symbol"), fields, _distinct_time(table), offset)
+    prices, quantities = (_levels(table, names, depth) for names in (_BOOK[::2], _BOOK[1::2]))
+    written = {
+        **_numbers({**_without_zeros(table, _PRICES), **prices}, recurring=True),
+        **_numbers(_whole_numbers(_without_zeros(table, _TOTALS))),
+        **_numbers(_without_zeros(table, _RATIOS)),
+        **_numbers({**_without_zeros(table, _COUNTS), **quantities}, "i"),
+    }
+    levels = [f"{name}_{level}" for name in _BOOK for level in range(1, depth + 1)]
+    fields = [
+        *(written[name] for name in _FIELDS if name in written),
+        pc.if_else(_whole(table["cas_eligible"]), "cas_eligible=true", _NOTHING),
+        pc.if_else(pc.equal(_whole(table["kind"]), "snapshot"), "snapshot=true", _NOTHING),
+        *(written[name] for name in levels if name in written),
+        *_numbers({"received_at": _not_zero(_nanoseconds(table["received_at"]))}, "i", recurring=True).values(),
+        *_seq(table),
+    ]
+    prefix = instrument_series("tick", batch, dialect).of(table, "instrument_key", "symbol")
+    return _assemble(prefix, fields, _distinct_time(table), offset)
 
 
 def _candles(batch: Batch, dialect: Dialect) -> Lines:
     table, offset = _table(batch, "candles")
-
-    def series(key: str, symbol: str, interval: str) -> str | None:
-        return _instrument_series("candle", key, symbol, interval, batch.definitions.get(key), dialect)
-
-    fields = [_number(name, table[name]) for name in _OHLC]
-    fields += [_number("volume", table["volume"], "i"), _seq(table)]
+    fields = [
+        *_numbers(_without_zeros(table, _OHLC), recurring=True).values(),
+        *_numbers(_without_zeros(table, ["volume"]), "i").values(),
+        *_seq(table),
+    ]
     time = _nanoseconds(table["time"])
     if dialect is Dialect.INFLUX3:
         time = pc.add(time, _modulo(table["seq"], 1_000_000_000))
-    prefix = _per_series(series, table, "instrument_key", "symbol", "interval")
+    prefix = instrument_series("candle", batch, dialect).of(table, "instrument_key", "symbol", "interval")
     return _assemble(prefix, fields, time, offset, _not_daily(table, dialect))
 
 
 def _market_status(batch: Batch, dialect: Dialect) -> Lines:
     table, offset = _table(batch, "market_status")
-
-    def series(scope: str, segment: str) -> str | None:
-        return _series_key("market_status", {"scope": scope, "segment": segment}, dialect)
-
-    fields = [_string("status", table["status"], dialect), _seq(table)]
-    return _assemble(_per_series(series, table, "scope", "segment"), fields, _distinct_time(table), offset)
+    prefix = plain_series("market_status", dialect, "scope", "segment").of(table, "scope", "segment")
+    fields = [*_string("status", table["status"], dialect), *_seq(table)]
+    return _assemble(prefix, fields, _distinct_time(table), offset)
 
 
 def _gaps(batch: Batch, dialect: Dialect) -> Lines:
     table, offset = _table(batch, "gaps")
-
-    def series(scope: str, subject: str | None, reason: str) -> str | None:
-        return _series_key("gap", {"scope": scope, "subject": subject, "reason": reason}, dialect)
-
     planned = pc.if_else(table["planned"], "planned=true", "planned=false")
     fields = [
-        _number("duration_s", table["duration_s"], keep_zero=True),
-        _number("closed_at", _nanoseconds(table["closed_at"]), "i", keep_zero=True),
-        _string("detail", table["detail"], dialect),
+        *_numbers({"duration_s": table["duration_s"]}).values(),
+        *_numbers({"closed_at": _nanoseconds(table["closed_at"])}, "i").values(),
+        *_string("detail", table["detail"], dialect),
         planned,
     ]
-    prefix = _per_series(series, table, "scope", "subject", "reason")
+    tags = ("scope", "subject", "reason")
+    prefix = plain_series("gap", dialect, *tags).of(table, *tags)
     return _assemble(prefix, fields, _nanoseconds(table["opened_at"]), offset)
-
-
-@lru_cache(_SERIES_KEPT)  # a batch has most of the last one's series, and each costs as much as several rows
-def _instrument_series(
-    measurement: str, key: str, symbol: str, interval: str | None, definition: Definition | None, dialect: Dialect
-) -> str | None:
-    tags = _instrument_tags(key, symbol, definition)
-    return _series_key(measurement, {**tags, "interval": interval}, dialect)
-
-
-def _instrument_tags(key: str, symbol: str, definition: Definition | None) -> _Tags:
-    tags: dict[str, str | None] = {"instrument_key": _key(key), "symbol": symbol, "segment": segment_of(key)}
-    if definition is None:
-        return tags
-    tags["segment"] = definition.segment or tags["segment"]
-    if definition.expiry or definition.option_type:
-        tags["underlying"] = definition.underlying_symbol
-        tags["expiry"] = definition.expiry.isoformat() if definition.expiry else None
-        tags["strike"] = repr(float(definition.strike)).removesuffix(".0") if definition.strike else None
-        tags["option_type"] = definition.option_type
-    return tags
-
-
-class _UnwritableKeyError(Exception):
-    """An instrument key that no escaping can carry; changing it would put its rows into another series."""
-
-
-def _key(key: str) -> str:
-    if not key or key.endswith("\\") or _CONTROL.search(key):
-        raise _UnwritableKeyError
-    return key
-
-
-def _series_key(measurement: str, tags: _Tags, dialect: Dialect) -> str | None:
-    """Return escaped measurement and tags, sorted; None when it is longer than servers take."""
-    # Only instrument keys name a series; in descriptive tags a control character or a last backslash is worth a blank.
-    cleaned = {name: _CONTROL.sub(" ", value).rstrip("\\") for name, value in sorted(tags.items()) if value}
-    escaped = (f",{name}={_escape(value, dialect)}" for name, value in cleaned.items() if value)
-    series = measurement + "".join(escaped)
-    return series if measurement and len(series.encode()) <= _MAX_SERIES_KEY_BYTES else None
-
-
-def _escape(value: str, dialect: Dialect) -> str:
-    # InfluxDB takes a backslash as it is; VictoriaMetrics reads two as one, and loses the line where one stands
-    # before an escaped character.
-    doubled = value.replace("\\", "\\\\") if dialect is Dialect.VICTORIA else value
-    return _SPECIAL.sub(r"\\\1", doubled)
-
-
-def _per_series(build: Callable[..., str | None], table: pa.Table, *names: str) -> _Array:
-    """Return for each row what `build` makes of the named columns, calling it once per distinct combination."""
-    parts = [_whole(table[name]).dictionary_encode(null_encoding="encode") for name in names]
-    code = pa.repeat(pa.scalar(0, pa.int64()), table.num_rows)
-    for part in parts:
-        code = pc.add(pc.multiply(code, max(1, len(part.dictionary))), part.indices.cast(pa.int64()))
-    grouped = code.dictionary_encode()
-    values = [part.dictionary.to_pylist() for part in parts]
-    series = [_build(build, values, combined) for combined in grouped.dictionary.to_pylist()]
-    return pa.array(series, pa.string()).take(grouped.indices)
-
-
-def _build(build: Callable[..., str | None], values: list[list[Any]], code: int) -> str | None:
-    chosen = []
-    for column in reversed(values):
-        code, index = divmod(code, len(column))
-        chosen.append(column[index])
-    try:
-        return build(*reversed(chosen))
-    except _UnwritableKeyError:
-        return None
 
 
 def _assemble(prefix: _Array, fields: Sequence[_Array], time: _Array, offset: int, keep: _Array = None) -> Lines:
     """Join series, fields and time; rows count from `offset`, those that `keep` rules out are not written.
 
-    Every row has the last field; the others bring the comma behind them, so that one join does for all.
+    Every row has a field.
     """
     rows, time = pa.arange(offset, offset + len(prefix)), _whole(time)
-    parts = (prefix, " ", *map(_whole, fields), " ", pc.cast(time, pa.string()))
-    text = pc.binary_join_element_wise(*parts, "", null_handling="skip")
+    joined = pc.binary_join_element_wise(*map(_whole, fields), ",", null_handling="skip")
+    text = pc.binary_join_element_wise(prefix, joined, pc.cast(time, pa.string()), " ", null_handling="skip")
     if prefix.null_count or time.null_count:
         text = pc.if_else(pc.and_(pc.is_valid(prefix), pc.is_valid(time)), text, pa.scalar(None, pa.string()))
     if keep is not None:
@@ -283,81 +198,90 @@ def _assemble(prefix: _Array, fields: Sequence[_Array], time: _Array, offset: in
 
 def _concatenate(parts: Sequence[Lines]) -> Lines:
     return Lines(
-        text=pa.concat_arrays([part.text for part in parts]),
-        rows=pa.concat_arrays([part.rows for part in parts]),
+        text=pa.concat_arrays([_NO_TEXT, *(part.text for part in parts)]),
+        rows=pa.concat_arrays([pa.array([], pa.int64()), *(part.rows for part in parts)]),
         refused={row: why for part in parts for row, why in part.refused.items()},
     )
 
 
-def _seq(table: pa.Table) -> _Array:
-    return _number("seq", table["seq"], "i", keep_zero=True, end="")
+def _seq(table: pa.Table) -> Iterable[_Array]:
+    return _numbers({"seq": table["seq"]}, "i", recurring=True).values()
 
 
-def _number(name: str, column: _Array, suffix: str = "", *, keep_zero: bool = False, end: str = ",") -> _Array:
-    """Return `name=value,` for each row; null where the value is null, NaN, infinite or a zero not to be kept."""
-    column = _whole(column)
-    keep = pc.is_finite(column)
-    if not keep_zero:
-        keep = pc.and_(keep, pc.not_equal(column, 0))
-    values = pc.if_else(keep, column, pa.scalar(None, column.type))
-    if name in _RECURRING:
-        encoded = values.dictionary_encode()
-        return _written(f"{name}=", encoded.dictionary, suffix + end).take(encoded.indices)
-    if name in _TOTALS and _are_plain(values):
-        values = values.cast(pa.int64())  # quicker to write
-    return _written(f"{name}=", values, suffix + end)
+def _numbers(columns: Mapping[str, _Array], suffix: str = "", *, recurring: bool = False) -> dict[str, _Array]:
+    """Return `name=value` for each row of columns of one type, null where the value is null, NaN or infinite.
+
+    Args:
+        columns: name → values; those without any are left out.
+        suffix: stands behind each value.
+        recurring: whether the same values come again and again, so that each is written once.
+    """
+    given = {name: _whole(column) for name, column in columns.items() if column.null_count < len(column)}
+    if not given:
+        return {}
+    values = pa.concat_arrays(list(given.values()))
+    if pa.types.is_floating(values.type) and not math.isfinite(pc.sum(values).as_py()):
+        values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
+    if recurring:  # by bits, so that a negative zero stays one
+        encoded = values.view(pa.int64()).dictionary_encode()
+        text = _digits(encoded.dictionary.view(values.type), suffix).take(encoded.indices)
+    else:
+        text = _digits(values, suffix)
+    count = len(next(iter(given.values())))
+    return {
+        name: pc.binary_replace_slice(text.slice(number * count, count), start=0, stop=0, replacement=f"{name}=")
+        for number, name in enumerate(given)  # to join name and value is much slower
+    }
 
 
-def _written(before: str, values: _Array, behind: str) -> _Array:
-    """Return `before`, the number and what stands behind it for each row, null for null."""
+def _digits(values: _Array, suffix: str) -> _Array:
     # Arrow writes the shortest digits that read back as the same double, with digits on both sides of a point.
-    return _surrounded(before, pc.cast(values, pa.string()), behind)
+    text = pc.cast(values, pa.string())
+    return pc.binary_replace_slice(text, start=_END, stop=_END, replacement=suffix) if suffix else text
 
 
-def _surrounded(before: str, text: _Array, behind: str) -> _Array:
-    text = pc.binary_replace_slice(text, start=0, stop=0, replacement=before)  # much quicker than to join the three
-    return pc.binary_replace_slice(text, start=_END, stop=_END, replacement=behind) if behind else text
+def _without_zeros(table: pa.Table, names: Iterable[str]) -> dict[str, _Array]:
+    """Return columns, a time as its number, null for zero."""
+    found = {name: _whole(table[name]) for name in names if table[name].null_count < table.num_rows}
+    return {
+        name: _not_zero(column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column)
+        for name, column in found.items()
+    }
 
 
-def _are_plain(values: _Array) -> bool:
-    """Say whether doubles other than zero are integers that Arrow writes without an exponent."""
-    plain = pc.and_(pc.equal(pc.trunc(values), values), pc.less(pc.abs(values), 1e10))
-    return pc.all(plain).as_py() is not False
+def _not_zero(column: _Array) -> _Array:
+    return pc.if_else(pc.not_equal(column, 0), column, pa.scalar(None, column.type))
 
 
-def _levels(name: str, column: _Array, depth: int) -> list[_Array]:
-    """Return one column per book level: `name_1=…,` up to the depth, null where the level or its value is."""
-    lists = _whole(column)
-    offsets = lists.offsets
-    first = offsets[0].as_py()
-    values = lists.values.slice(first, offsets[-1].as_py() - first)
-    values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
-    behind = "i," if pa.types.is_integer(values.type) else ","
-    # Prices recur, from level to level and in the next update; by bits, so that a negative zero stays one.
-    bits = values.view(pa.int64()).dictionary_encode()
-    digits = pc.cast(bits.dictionary.view(values.type), pa.string())
-    starts, lengths = pc.subtract(offsets[:-1], first), pc.list_value_length(lists)
-    nowhere = pa.scalar(None, starts.type)
-    found = []
-    for level in range(min(depth, pc.max(lengths).as_py() or 0)):
-        place = pc.if_else(pc.greater(lengths, level), pc.add(starts, level), nowhere)
-        found.append(_surrounded(f"{name}_{level + 1}=", digits.take(bits.indices.take(place)), behind))
+def _whole_numbers(columns: Mapping[str, _Array]) -> Mapping[str, _Array]:
+    """Return doubles as integers, which are written more quickly, where all are such that Arrow writes without an exponent."""
+    for column in columns.values():
+        plain = pc.and_(pc.equal(pc.trunc(column), column), pc.less(pc.abs(column), 1e10))
+        if pc.all(plain).as_py() is False:
+            return columns
+    return {name: column.cast(pa.int64()) for name, column in columns.items()}
+
+
+def _levels(table: pa.Table, names: Iterable[str], depth: int) -> dict[str, _Array]:
+    """Return the columns of a book's levels, `name_1` up to the depth, null where the level is."""
+    found: dict[str, _Array] = {}
+    for name in names if depth else ():
+        lists = _whole(table[name])
+        most = min(depth, pc.max(pc.list_value_length(lists)).as_py() or 0)
+        levels = pc.list_slice(lists, 0, most, return_fixed_size_list=True) if most else None
+        found |= {f"{name}_{level + 1}": pc.list_element(levels, level) for level in range(most)}
     return found
 
 
-def _true(name: str, column: _Array) -> _Array:
-    return pc.if_else(_whole(column), f"{name}=true,", pa.scalar(None, pa.string()))
-
-
-def _string(name: str, column: _Array, dialect: Dialect) -> _Array:
-    text = _whole(column)
+def _string(name: str, column: _Array, dialect: Dialect) -> list[_Array]:
     if dialect is Dialect.VICTORIA:  # it would store a string as a series of zeros
-        return pa.nulls(len(text), pa.string())
+        return []
+    text = _whole(column)
     text = pc.replace_substring(text, "\\", "\\\\")
     text = pc.replace_substring(text, '"', '\\"')
     text = pc.replace_substring_regex(text, r"[\x00-\x1f\x7f]", " ")
-    filled = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
-    return pc.binary_join_element_wise(f'{name}="', filled, '",', "")
+    filled = pc.if_else(pc.equal(text, ""), _NOTHING, text)
+    return [pc.binary_join_element_wise(f'{name}="', filled, '"', "")]
 
 
 def _distinct_time(table: pa.Table) -> _Array:
