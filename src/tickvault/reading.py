@@ -32,7 +32,7 @@ class Chunk:
     Attributes:
         lo: first seq covered; `hi` the last. Frames are dense between them but for `lost` ranges.
         events: in force at frames of this run, from before `lo` on, as far as rows depend on them.
-        definitions: instrument key → definition in force.
+        definitions: instrument key → definition in force; the same object as the run's before while none has changed.
         changed: definitions that came into force at `lo`.
     """
 
@@ -124,7 +124,9 @@ class JournalReader:
         self._trailing = list(archive.events(self._folder, _GOVERNING, end=int(path.stem), after_seq=self._after_seq))
         for event in events:
             if event.body.get("carried") or event.after_seq < self._after_seq:
-                self._definitions |= {one.instrument_key: one for one in segments.definitions_of(event)}
+                self._definitions = self._definitions | {
+                    one.instrument_key: one for one in segments.definitions_of(event)
+                }
         return True
 
     def _leave(self) -> bool:
@@ -165,7 +167,9 @@ class JournalReader:
         here = segments.read_events(self._db, after_seq=self._after_seq, up_to_seq=frames[-1].seq, kinds=_GOVERNING)
         for event in here:
             if event.kind == "defs" and event.body.get("carried"):  # differs only where a segment before it was lost
-                self._definitions |= {one.instrument_key: one for one in segments.definitions_of(event)}
+                self._definitions = self._definitions | {
+                    one.instrument_key: one for one in segments.definitions_of(event)
+                }
         events = [event for event in (*self._trailing, *here) if not event.body.get("carried")]
         later = [event.after_seq for event in events if event.kind == "defs" and event.after_seq >= frames[0].seq]
         if later:  # definitions change within: this run ends before they do
@@ -173,7 +177,8 @@ class JournalReader:
             events = [event for event in events if event.after_seq < frames[-1].seq]
         self._check_dense(lo, frames)
         changed = [one for event in events if event.kind == "defs" for one in segments.definitions_of(event)]
-        self._definitions |= {one.instrument_key: one for one in changed}
+        if changed:
+            self._definitions = self._definitions | {one.instrument_key: one for one in changed}
         self._after_seq = frames[-1].seq
         self._trailing = []
         return Chunk(
@@ -181,7 +186,7 @@ class JournalReader:
             hi=self._after_seq,
             frames=tuple(frames),
             events=tuple(events),
-            definitions=dict(self._definitions),
+            definitions=self._definitions,
             changed=tuple(changed),
         )
 
