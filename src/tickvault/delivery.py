@@ -23,7 +23,7 @@ from tickvault.collecting import Collector
 from tickvault.errors import JournalDamaged, JournalFull, SinkMisconfigured, SinkUnavailable
 from tickvault.journal import Fact
 from tickvault.letters import merged
-from tickvault.model import Batch, TakesParts
+from tickvault.model import Batch, TakesAhead, TakesParts
 from tickvault.outbox import Notice
 from tickvault.reading import JournalReader
 from tickvault.sending import Sent, send
@@ -203,22 +203,32 @@ class Delivery:
         self._staged = Sent()
         if self._in_parts:  # it has the rows of a batch while that is collected: one batch at a time
             await self._in_parts.discard()
-            while (batch := await collector.next()) is not None:
-                await self._deliver(batch.only(self._sink.tables))
+            while (batch := await self._collected(collector)) is not None:
+                await self._deliver(batch)
                 del batch  # or it would be held while the next one is collected
             return
         async with asyncio.TaskGroup() as group:
-            collecting = group.create_task(_outcome(collector.next), name=f"collect:{self.name}")
+            collect = partial(_outcome, partial(self._collected, collector))
+            collecting = group.create_task(collect(), name=f"collect:{self.name}")
             while isinstance(found := await collecting, Batch):
-                collecting = group.create_task(_outcome(collector.next), name=f"collect:{self.name}")
+                collecting = group.create_task(collect(), name=f"collect:{self.name}")
                 begun_s = asyncio.get_running_loop().time()
-                found = await _outcome(partial(self._deliver, found.only(self._sink.tables)))
+                found = await _outcome(partial(self._deliver, found))
                 collector.took_s = asyncio.get_running_loop().time() - begun_s
                 if found is not None:
                     collecting.cancel()
                     break
         if found is not None:
             raise found
+
+    async def _collected(self, collector: Collector) -> Batch | None:
+        """Return the next batch as the sink takes it, made ready as far as that goes before its turn."""
+        if (batch := await collector.next()) is None:
+            return None
+        batch = batch.only(self._sink.tables)
+        if isinstance(self._sink, TakesAhead):
+            await self._sink.prepare(batch)
+        return batch
 
     async def _deliver(self, batch: Batch) -> None:
         """Write one batch and move the cursor behind it."""

@@ -32,6 +32,7 @@ __all__ = [
     "Sink",
     "Subscription",
     "TakesAgain",
+    "TakesAhead",
     "TakesParts",
     "segment_of",
 ]
@@ -390,6 +391,18 @@ class TakesParts(Protocol):
 
     async def discard(self) -> None:
         """Forget what was staged; also called when nothing was."""
+
+
+@runtime_checkable
+class TakesAhead(Protocol):
+    """What a sink can also do before it is a batch's turn: make ready what is written next while another one is.
+
+    For the implementer: `prepare` may run beside a `write` of another batch, and a batch may be written that was not
+    prepared. Nothing is asked of the store.
+    """
+
+    async def prepare(self, batch: Batch) -> None:
+        """Make ready a batch that is written soon."""
 
 
 @runtime_checkable

@@ -78,6 +78,22 @@ async def test_the_next_batch_is_collected_while_one_is_written(bench: Bench) ->
     assert sink.seqs() == [1, 2, 3]
 
 
+async def test_the_next_batch_is_made_ready_while_one_is_written(bench: Bench) -> None:
+    bench.append(3)
+    prepared: list[Batch] = []
+
+    async def slow(_: Batch) -> None:
+        await until(lambda: len(prepared) == 2)
+
+    class Preparing(FlakySink):
+        async def prepare(self, batch: Batch) -> None:
+            prepared.append(batch)
+
+    sink = Preparing([slow], policy=singly())
+    await bench.deliver(sink)
+    assert sink.seqs() == [batch.lo for batch in prepared] == [1, 2, 3]
+
+
 async def test_a_store_that_is_away_gets_everything_in_order_when_it_is_back(bench: Bench) -> None:
     """The same batch again until it is taken; nothing overtakes it."""
     bench.append(6)

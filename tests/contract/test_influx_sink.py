@@ -16,7 +16,7 @@ from servers import AT, AT_MS, KEY, Server, batch_of, candle, get, influx_query,
 from tickvault.errors import BatchRejected, BatchTooLarge, SinkMisconfigured, SinkUnavailable
 from tickvault.model import Definition
 from tickvault.sinks.influx import InfluxSink
-from tickvault.sinks.lineprotocol import Lines
+from tickvault.sinks.lineprotocol import Lines, encode_tickvault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -186,18 +186,36 @@ async def test_a_row_that_cannot_be_written_is_named_and_the_others_are_stored(
     assert [row["seq"] for row in await points(influx_server, "tick")] == [1, 3]
 
 
+async def test_a_batch_made_ready_ahead_is_encoded_once_and_stored_whole(
+    influx_server: Server, sink: InfluxSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is written meanwhile keeps what was made ready of it; before the server is known nothing is."""
+    encoded: list[int] = []
+    monkeypatch.setattr("tickvault.sinks.influx.encode_tickvault", lambda *a: encoded.append(1) or encode_tickvault(*a))
+    first, second, third = (batch_of(ticks=[tick(seq=seq)], candles=[candle(seq=seq)]) for seq in (1, 2, 3))
+    await sink.prepare(first)
+    assert not encoded
+    await sink.write(first)
+    await sink.prepare(second)
+    await sink.prepare(third)
+    await sink.write(second)
+    await sink.write(third)
+    assert len(encoded) == 3
+    assert [row["seq"] for row in await points(influx_server, "tick")] == [1, 2, 3]
+    assert [row["seq"] for row in await points(influx_server, "candle")] == [3]
+
+
 async def test_lines_that_the_server_quotes_are_named(
     influx_server: Server, sink: InfluxSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The encoder makes no bad line, so one is smuggled in behind it."""
-    encode = sink._encode
 
-    def spoilt(layout: str, batch: Any, dialect: Any) -> Any:
-        lines = encode(layout, batch, dialect)
+    def spoilt(*given: Any) -> Any:
+        lines = encode_tickvault(*given)
         text = [line.replace("ltp=2", "ltp=oops") for line in lines.text.to_pylist()]
         return Lines(text=pa.array(text, pa.string()), rows=lines.rows)
 
-    monkeypatch.setattr(sink, "_encode", spoilt)
+    monkeypatch.setattr("tickvault.sinks.influx.encode_tickvault", spoilt)
     with pytest.raises(BatchRejected) as caught:
         await sink.write(batch_of(ticks=[tick(ltp=float(seq), seq=seq) for seq in (1, 2, 3)]))
     assert list(caught.value.rejected or {}) == [1]

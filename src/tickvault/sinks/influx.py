@@ -17,7 +17,7 @@ import math
 import re
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tickvault.errors import (
     BatchRejected,
@@ -79,6 +79,15 @@ class _Server:
     certain: bool = True
 
 
+class _Ready(NamedTuple):
+    """A batch as it is sent: what line protocol refuses of it, and the parts with their bodies and precisions."""
+
+    batch: Batch
+    dialect: Dialect
+    refused: Mapping[int, str]
+    parts: Sequence[tuple[Lines, bytes, str]]
+
+
 class InfluxSink:
     """A sink that writes to InfluxDB or VictoriaMetrics.
 
@@ -134,6 +143,7 @@ class InfluxSink:
         self._server: _Server | None = None
         self._prepared: _Server | None = None  # of which the database is known to be there
         self._settle_s = 0.0
+        self._ready: list[_Ready] = []
         self._lost_body: tuple[bytes, int] = (b"", 0)
         self._started: str | None = None
         self._asked_s = -math.inf
@@ -166,14 +176,21 @@ class InfluxSink:
             if misses_database(await self._post_lines(server, b"", "ns")):
                 await self._create_database()
             self._prepared = server
-        refused: dict[int, str] = {}
-        for layout in self._layouts:
-            lines = await asyncio.to_thread(self._encode, layout, batch, server.dialect)
-            refused.update(lines.refused)
-            for part in chunks(lines):
-                refused.update(await self._deliver(server, part, "ms" if layout == "tradedatafeed" else "ns"))
+        ready = next((one for one in self._ready if one.batch is batch and one.dialect is server.dialect), None)
+        if ready is None:
+            ready = await asyncio.to_thread(self._encoded, batch, server.dialect)
+        refused = dict(ready.refused)
+        for part, body, precision in ready.parts:
+            refused.update(await self._deliver(server, part, body, precision))
+        self._ready = [one for one in self._ready if one.batch is not batch]
         if refused:
             raise BatchRejected(next(iter(refused.values())), rejected=refused)
+
+    async def prepare(self, batch: Batch) -> None:
+        """Encode a batch ahead (model.TakesAhead), once it is known for which server."""
+        if self._server is not None:
+            ready = await asyncio.to_thread(self._encoded, batch, self._server.dialect)
+            self._ready = [*self._ready[-1:], ready]  # of the batch that is written meanwhile, and of this one
 
     async def outdated(self, batch: Batch) -> Collection[int]:
         """Return the candles of which the server holds a newer version (model.TakesAgain).
@@ -241,14 +258,18 @@ class InfluxSink:
         """Close the session unless it was given."""
         await self._http.aclose()
 
-    def _encode(self, layout: str, batch: Batch, dialect: Dialect) -> Lines:
-        if layout == "tradedatafeed":
-            return encode_tradedatafeed(batch, dialect)
-        return encode_tickvault(batch, self._depth, dialect)
+    def _encoded(self, batch: Batch, dialect: Dialect) -> _Ready:
+        refused: dict[int, str] = {}
+        parts: list[tuple[Lines, bytes, str]] = []
+        for layout in self._layouts:
+            foreign = layout == "tradedatafeed"
+            lines = encode_tradedatafeed(batch, dialect) if foreign else encode_tickvault(batch, self._depth, dialect)
+            refused |= lines.refused
+            parts += [(part, part.body(), "ms" if foreign else "ns") for part in chunks(lines)]
+        return _Ready(batch, dialect, refused, parts)
 
-    async def _deliver(self, server: _Server, part: Lines, precision: str) -> Mapping[int, str]:
+    async def _deliver(self, server: _Server, part: Lines, body: bytes, precision: str) -> Mapping[int, str]:
         """Send one body; return the rows in it that the server named as refused while it stored the others."""
-        body = await asyncio.to_thread(part.body)
         answer = await self._send(server, body, precision)
         if server.api == "v1" and misses_database(answer):
             await self._create_database()
