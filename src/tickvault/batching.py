@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["gap_rows", "joined", "to_batch", "together", "wait_s"]
 
-_WAITS: Final = 4  # as long as the last delivery took: so a fifth of the time at most goes into delivering
+_WAITS: Final = 2  # as long as the last delivery took: so a third of the time at most goes into delivering
 
 
 def to_batch(
