@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import BENCHMARKS
+from benchmarks.__main__ import BENCHMARKS, Run, lines
 from benchmarks.backlog import Backlog
 from benchmarks.frames import frames
 from benchmarks.rows import Row, ratio, there_and_back
@@ -50,3 +50,14 @@ def test_a_row_passes_by_its_side_of_the_target() -> None:
     assert Row("rate", "", "", 0.9, 0.8).passes
     assert not Row("latency", "", "", 0.9, 0.8, at_most=True).passes
     assert Row("size", "", "", 0.9).passes is None
+
+
+def test_of_several_runs_the_one_in_the_middle_is_shown_and_all_have_to_pass() -> None:
+    runs = [
+        Run([Row("rate", f"{ratio}/s", "", ratio, 0.8), Row("size", "", "", 1)], 1.0, 2.0) for ratio in (0.9, 0.7, 0.85)
+    ]
+    assert [*lines(runs)] == [
+        ["rate", "0.85/s", "", "0.85", "≥ 0.8", "**no**", "1.0", "2", "0.9, 0.7, 0.85"],
+        ["size", "", "", "1", "", "", "", "", "1, 1, 1"],
+    ]
+    assert next(lines(runs[:1]))[4:] == ["≥ 0.8", "yes", "1.0", "2", ""]
