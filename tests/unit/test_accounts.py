@@ -183,6 +183,15 @@ def test_report_is_bounded() -> None:
     assert len(accounts.report(LATE_S, OPEN).oldest) == 20
 
 
+def test_those_silent_for_longest_come_first() -> None:
+    """A key that delivers again goes to the end, and one that is given back is not told."""
+    accounts = opened(*full("NSE_EQ|A", "NSE_EQ|B", "NSE_EQ|C", "NSE_EQ|D"))
+    accounts.note(seen("NSE_EQ|A", "NSE_EQ|B", "NSE_EQ|C", at_s=1.0))
+    accounts.note(seen("NSE_EQ|A", "NSE_EQ|X", at_s=2.0))
+    accounts.drop(["NSE_EQ|C"])
+    assert accounts.report(4.0, OPEN).oldest == (("NSE_EQ|B", 3.0), ("NSE_EQ|A", 2.0))
+
+
 def test_a_key_goes_missing_once_and_is_found_once() -> None:
     """Since it was asked for; told when its time is over."""
     accounts = opened(*full("NSE_EQ|A", "NSE_EQ|B"), at_s=2.0)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
-from heapq import nsmallest
-from operator import itemgetter
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from tickvault.brokers.upstox.phases import Phase
@@ -14,7 +13,7 @@ from tickvault.brokers.upstox.plan import LIMITS, SubscribeRequest
 from tickvault.model import Mode, segment_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tickvault.brokers.upstox.observe import Observation
 
@@ -38,7 +37,12 @@ class Why(StrEnum):
 
 # These end by themselves.
 EXCUSES: Final = frozenset({Why.CLOSED, Why.QUIET})
-_QUIET: Final = frozenset({Phase.PRE_OPEN, Phase.QUIET, Phase.CLOSING})
+_EXCUSE: Final = {
+    Phase.CLOSED: Why.CLOSED,
+    Phase.PRE_OPEN: Why.QUIET,
+    Phase.QUIET: Why.QUIET,
+    Phase.CLOSING: Why.QUIET,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +87,11 @@ class _Account:
     asked_s: float | None = None  # on this connection
     due_s: float | None = None  # since when data of it is due: since it was asked for, or its excuse ended
     unsure: bool = False  # its data may have gone by unobserved
-    seen_s: float | None = None  # ever
     empty: bool = False
-    served: bool = False  # on this connection
 
 
 class Accounts:
-    """Books of one feed's keys.
+    """Books of one feed's keys, kept in the event loop: what is done each second goes through those that wait alone.
 
     Args:
         patience_s: how long after its subscribe a key may be silent.
@@ -100,10 +102,11 @@ class Accounts:
         self._patience_s = patience_s
         self._again_s = again_s
         self._accounts: dict[str, _Account] = {}
+        self._waiting: dict[str, _Account] = {}  # those that have not delivered on this connection
         self._answered: set[int] = set()
         self._repeated: set[int] = set()
         self._requests = 0
-        self._seen_s: dict[str, float] = {}  # on connections before
+        self._seen_s: dict[str, float] = {}  # key → its last data ever; those silent for longest first
         self._missing: set[str] = set()  # told as such
         self._held_s = float("-inf")
 
@@ -114,42 +117,40 @@ class Accounts:
 
     def open(self, requests: Sequence[SubscribeRequest]) -> None:
         """Begin with a new connection, on which these requests will be made."""
-        self._seen_s.update({key: one.seen_s for key, one in self._accounts.items() if one.seen_s is not None})
         # What the connection before did not serve has been due since then.
-        due_s = {key: one.due_s for key, one in self._accounts.items() if not one.served}
-        self._accounts, self._answered, self._repeated, self._requests = {}, set(), set(), 0
+        before, self._accounts, self._waiting = self._waiting, {}, {}
+        self._answered, self._repeated, self._requests = set(), set(), 0
         self.extend(requests)
-        for key, account in self._accounts.items():
-            account.due_s = due_s.get(key)
+        for key in before.keys() & self._accounts.keys():
+            self._accounts[key].due_s = before[key].due_s
 
     def extend(self, requests: Sequence[SubscribeRequest]) -> int:
         """Expect more requests on the same connection; return the number of the first of them."""
-        first, accounts = self._requests, self._accounts
+        first = self._requests
         self._requests += len(requests)
-        counts = Counter(one.mode for one in accounts.values())
+        counts = Counter(one.mode for one in self._accounts.values())
         combined = len({*counts, *(request.mode for request in requests)}) > 1
         for number, request in enumerate(requests, first):
-            for key in request.keys:
-                counts[request.mode] += 1
-                over = counts[request.mode] > LIMITS[request.mode][combined]
-                seen_s = self._seen_s.get(key)
-                accounts[key] = _Account(mode=request.mode, request=number, over=over, seen_s=seen_s)
+            room = LIMITS[request.mode][combined] - counts[request.mode]
+            counts[request.mode] += len(request.keys)
+            new = {key: _Account(request.mode, number, at >= room) for at, key in enumerate(request.keys)}
+            self._accounts |= new
+            self._waiting |= new
         return first
 
     def drop(self, keys: Iterable[str]) -> None:
         """Close the books of keys that are no longer subscribed to."""
         for key in keys:
-            account = self._accounts.pop(key, None)
-            if account is not None and account.seen_s is not None:
-                self._seen_s[key] = account.seen_s
+            self._accounts.pop(key, None)
+            self._waiting.pop(key, None)
 
     def overdue(self, now_s: float) -> tuple[SubscribeRequest, ...]:
         """Return requests that brought nothing in their time, not even an empty entry, while others did; each once."""
         if not self._answered:
             return ()  # then it is the connection that is not served
-        told = self._answered | self._repeated | {one.request for one in self._accounts.values() if one.empty}
+        told = self._answered | self._repeated | {one.request for one in self._waiting.values() if one.empty}
         keys: dict[tuple[int, Mode], list[str]] = {}
-        for key, one in self._accounts.items():
+        for key, one in self._waiting.items():
             if one.request not in told and one.asked_s is not None and now_s - one.asked_s >= self._again_s:
                 keys.setdefault((one.request, one.mode), []).append(key)
         self._repeated.update(number for number, _ in keys)
@@ -169,22 +170,24 @@ class Accounts:
 
     def overlook(self) -> None:
         """Note that frames went by unobserved: of a key that has not delivered nothing is known on this connection."""
-        for account in self._accounts.values():
-            account.unsure |= account.asked_s is not None and not account.served
+        for account in self._waiting.values():
+            account.unsure |= account.asked_s is not None
 
     def note(self, observation: Observation) -> bool:
         """Take in what a frame says; return whether it has data of a subscribed key."""
-        accounts, delivered = self._accounts, False
+        accounts, waiting, seen_s, at_s = self._accounts, self._waiting, self._seen_s, observation.received_s
+        delivered = False
         for key in observation.keys:
-            account = accounts.get(key)
-            if account is not None:
-                account.seen_s, account.served, account.empty = observation.received_s, True, False
-                self._answered.add(account.request)
-                delivered = True
+            if key not in accounts:
+                continue
+            delivered = True
+            seen_s.pop(key, None)
+            seen_s[key] = at_s
+            if key in waiting:
+                self._answered.add(waiting.pop(key).request)
         for key in observation.empty:
-            account = accounts.get(key)
-            if account is not None and not account.served:
-                account.empty = True
+            if key in waiting:
+                waiting[key].empty = True
         return delivered
 
     def report(self, now_s: float, phases: Mapping[str, Phase]) -> KeyReport:
@@ -196,22 +199,20 @@ class Accounts:
         """
         silent: dict[Why, list[str]] = {}
         pending = 0
-        waiting = self._waiting()
-        no_plus = self._lacks_plus(waiting.values())
-        for key, account in waiting.items():
+        judge = self._judge(phases)
+        for key, account in self._waiting.items():
             if not account.empty and (account.asked_s is None or now_s - account.asked_s < self._patience_s):
                 pending += 1
                 continue
-            silent.setdefault(_why(account, phases.get(segment_of(key)), no_plus=no_plus), []).append(key)
-        seen = [(key, account.seen_s) for key, account in self._accounts.items() if account.seen_s is not None]
-        oldest = nsmallest(SAMPLE, seen, key=itemgetter(1))
+            silent.setdefault(judge(key, account), []).append(key)
+        oldest = ((key, seen_s) for key, seen_s in self._seen_s.items() if key in self._accounts)
         return KeyReport(
             subscribed=len(self._accounts),
-            delivering=len(self._accounts) - len(waiting),
+            delivering=len(self._accounts) - len(self._waiting),
             pending=pending,
             silent={why: _keys(keys) for why, keys in silent.items()},
-            never_seen=_keys([key for key, account in waiting.items() if account.seen_s is None]),
-            oldest=tuple((key, round(now_s - seen_s, 1)) for key, seen_s in oldest),
+            never_seen=_keys([key for key in self._waiting if key not in self._seen_s]),
+            oldest=tuple((key, round(now_s - seen_s, 1)) for key, seen_s in islice(oldest, SAMPLE)),
         )
 
     def missing(
@@ -225,52 +226,55 @@ class Accounts:
             held: whether the absence of data says nothing of a key now; patience begins anew when that is over.
         """
         found: dict[tuple[Why, float], list[str]] = {}
-        waiting = self._waiting()
-        no_plus = self._lacks_plus(waiting.values())
+        judge = self._judge(phases)
         self._held_s = now_s if held else self._held_s
-        for key, account in waiting.items():
+        since_s = now_s - self._patience_s
+        waited = self._held_s <= since_s
+        for key, account in self._waiting.items():
             if account.unsure or key in self._missing:
                 continue
             if account.asked_s is None or account.due_s is None:
                 continue
-            why = _why(account, phases.get(segment_of(key)), no_plus=no_plus)
+            why = judge(key, account)
             if why in EXCUSES:
                 account.due_s = now_s
-            elif account.empty or now_s - max(account.asked_s, account.due_s, self._held_s) >= self._patience_s:
+            elif account.empty or (waited and account.asked_s <= since_s and account.due_s <= since_s):
                 found.setdefault((why, account.due_s), []).append(key)
                 self._missing.add(key)
         return found
 
     def found(self) -> tuple[list[str], list[str]]:
         """Return the keys that were missing and deliver now, and those that are no longer subscribed to; each once."""
-        accounts = self._accounts
+        if not self._missing:
+            return [], []
+        accounts, waiting = self._accounts, self._waiting
         gone = [key for key in self._missing if key not in accounts]
-        back = [key for key in self._missing if key in accounts and (accounts[key].served or accounts[key].unsure)]
+        back = [key for key in self._missing if key in accounts and (key not in waiting or waiting[key].unsure)]
         self._missing.difference_update(gone, back)
         return sorted(back), sorted(gone)
 
-    def _waiting(self) -> dict[str, _Account]:
-        """Return those that have not delivered on this connection: of thousands, few."""
-        return {key: account for key, account in self._accounts.items() if not account.served}
+    def _judge(self, phases: Mapping[str, Phase]) -> Callable[[str, _Account], Why]:
+        """Return what says why a key waits; there may be thousands."""
+        excuses = {segment: _EXCUSE[phase] for segment, phase in phases.items() if phase in _EXCUSE}
+        no_plus, never = self._lacks_plus(), Why.NEVER
 
-    def _lacks_plus(self, waiting: Iterable[_Account]) -> bool:
+        def why(key: str, account: _Account) -> Why:
+            if account.empty:
+                return Why.EMPTY
+            if account.over:
+                return Why.OVER_LIMIT
+            if no_plus and account.mode is Mode.FULL_D30:
+                return Why.NO_PLUS
+            return excuses.get(segment_of(key), never)
+
+        return why
+
+    def _lacks_plus(self) -> bool:
         """Whether no key in full_d30 delivers while others do: what an account without the Plus plan looks like."""
-        if not any(one.mode is Mode.FULL_D30 for one in waiting):
+        if not any(one.mode is Mode.FULL_D30 for one in self._waiting.values()):
             return False
-        others = any(one.served for one in self._accounts.values() if one.mode is not Mode.FULL_D30)
-        return others and not any(one.served for one in self._accounts.values() if one.mode is Mode.FULL_D30)
-
-
-def _why(account: _Account, phase: Phase | None, *, no_plus: bool) -> Why:
-    if account.empty:
-        return Why.EMPTY
-    if account.over:
-        return Why.OVER_LIMIT
-    if no_plus and account.mode is Mode.FULL_D30:
-        return Why.NO_PLUS
-    if phase is Phase.CLOSED:
-        return Why.CLOSED
-    return Why.QUIET if phase in _QUIET else Why.NEVER
+        served = {one.mode for key, one in self._accounts.items() if key not in self._waiting}
+        return bool(served) and Mode.FULL_D30 not in served
 
 
 def _keys(keys: list[str]) -> Keys:

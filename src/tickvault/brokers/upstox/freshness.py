@@ -78,7 +78,7 @@ class SegmentWatch:
     keys: int
     settings: WatchSettings
     label: str  # in the baseline
-    served: set[str] = field(default_factory=set)  # on this connection; only these can be expected to bring anything
+    served: int = 0  # keys, on this connection; only these can be expected to bring anything
     doing: str = ""  # open, auction, pre_open: data is due; empty: none is
     frames: dict[str, _Rate] = field(default_factory=dict)
     gaps: dict[str, float] = field(default_factory=dict)  # the longest silence lately that was no alarm
@@ -118,7 +118,7 @@ class SegmentWatch:
         prior = 0.0
         if self.doing == OPEN:
             per_key = settings.prior_per_index if self.name.endswith("_INDEX") else settings.prior_per_key
-            updates = max(per_key * len(self.served), settings.low_share * self.known)
+            updates = max(per_key * self.served, settings.low_share * self.known)
             # Updates that fall into one frame of the broker's are one event.
             prior = settings.prior_most * -math.expm1(-updates / settings.prior_most)
         events, seconds = learned.events + prior * settings.prior_s, learned.seconds + settings.prior_s

@@ -70,6 +70,7 @@ class Watch:
         self._said_ns: dict[str, int] = {}
         self._pauses: dict[str, tuple[str, int]] = {}
         self._keys: dict[str, str] = {}  # key → its segment
+        self._unserved: set[str] = set()  # of these, on this connection
         self._segments: dict[str, SegmentWatch] = {}
         self._conn = 0
         self._connected_ns = 0
@@ -81,8 +82,9 @@ class Watch:
         """Begin with a connection that is to be subscribed to these keys; return what that ends."""
         self._conn, self._connected_ns, self._looked_s = conn, now_ns, now_s
         ended = self.amend(keys, now_s, now_ns)
+        self._unserved = set(self._keys)
         for one in self._segments.values():
-            one.served.clear()
+            one.served = 0
             one.restart(now_s, now_ns)
             if one.silent:
                 one.factor = min(one.factor * 2.0, MAX_FACTOR)
@@ -90,15 +92,16 @@ class Watch:
 
     def amend(self, keys: Iterable[str], now_s: float, now_ns: int) -> tuple[Fact, ...]:
         """Go on with these keys on the same connection; return what that ends."""
+        served = self._keys.keys() - self._unserved
         self._keys, before = {key: segment_of(key) for key in keys}, self._segments
-        self._segments = {}
+        self._segments, self._unserved = {}, self._keys.keys() - served
+        unserved = Counter(map(self._keys.get, self._unserved))
         for name, count in Counter(self._keys.values()).items():
             one = before.pop(name, None)
             if one is None:
                 one = SegmentWatch(name, count, self._settings, self._label(name))
                 one.restart(now_s, now_ns)
-            one.keys = count
-            one.served.intersection_update(self._keys)
+            one.keys, one.served = count, count - unserved[name]
             self._segments[name] = one
         silent = tuple(one.name for one in before.values() if one.silent)
         brown = tuple(one.name for one in before.values() if one.brown)
@@ -109,17 +112,17 @@ class Watch:
         """Take in what a frame says."""
         if observation.kind is Show.MARKET_INFO:
             self._take_statuses(observation)
-        touched: dict[str, list[str]] = {}
-        for key in observation.keys:
-            if (name := self._keys.get(key)) is not None:
-                touched.setdefault(name, []).append(key)
-        for name, keys in touched.items():
-            one, updates = self._segments[name], len(keys)
-            one.served.update(keys)
-            if observation.kind is not Show.LIVE:
-                continue
-            one.came_frames, one.came_updates = one.came_frames + 1, one.came_updates + updates
-            one.data_ns = observation.received_ns
+        if self._unserved and (new := self._unserved.intersection(observation.keys)):
+            self._unserved -= new
+            for segment, count in Counter(self._keys[key] for key in new).items():
+                self._segments[segment].served += count
+        if observation.kind is not Show.LIVE:
+            return
+        for name, updates in Counter(map(self._keys.get, observation.keys)).items():
+            if name is not None:
+                one = self._segments[name]
+                one.came_frames, one.came_updates = one.came_frames + 1, one.came_updates + updates
+                one.data_ns = observation.received_ns
 
     def look(self, now_s: float, now_ns: int, *, reading: bool = True) -> Verdict:
         """Judge.
