@@ -450,9 +450,9 @@ def test_definitions_become_rows() -> None:
 @pytest.mark.parametrize(
     ("of", "calls"),
     [
-        (lambda full, light: (full, full), 1),
-        (lambda full, light: (light, light), 2),
-        (lambda full, light: (full, light), 2),
+        (lambda full, light: (full, full), 2),
+        (lambda full, light: (light, light), 3),
+        (lambda full, light: (full, light), 3),
     ],
     ids=["full", "ltpc", "both"],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "copied",
+    "dense",
     "fields",
     "finite",
     "int64",
@@ -20,41 +22,48 @@ __all__ = [
     "marked",
     "named",
     "null_if_zero",
+    "numbers",
+    "one_each",
     "parents",
-    "spread",
+    "within",
 ]
 
 _MOST_CODES: Final = 2**62
+_SPARSE: Final = 8  # codes a row, up to which a place for each is cheaper than to number them anew
+# A Python number would be made a scalar, and cast, at each call: twice what the rest of it takes with a few hundred rows.
+_ZEROS: Final = {pa.int64(): pa.scalar(0, pa.int64()), pa.float64(): pa.scalar(0, pa.float64())}
+_NULLS: Final = {kind: pa.scalar(None, kind) for kind in _ZEROS}
 
 
 def parents(mapping: pa.MapArray) -> pa.Array:
     """Return, for each entry of a map column, the index of its row."""
     # list_parent_indices aborts the process on a MapArray, so it is given the same offsets as a list.
-    lengths = pc.subtract(mapping.offsets.slice(1), mapping.offsets.slice(0, len(mapping)))
-    offsets = pc.cumulative_sum(pa.concat_arrays([pa.array([0], pa.int32()), lengths]))
-    return pc.list_parent_indices(pa.ListArray.from_arrays(offsets, mapping.keys))
+    return pc.list_parent_indices(pa.ListArray.from_arrays(mapping.offsets, mapping.keys))
 
 
-def last_of_each(*columns: pa.Array) -> pa.Array:
-    """Return, of each combination of values of integer columns, the last row, in order."""
-    count = len(columns[0])
-    if not count:
-        return int64([])
-    code, size = pa.repeat(pa.scalar(0, pa.int64()), count), 1
-    for column in columns:
-        ends = pc.min_max(column).as_py()
-        span = ends["max"] - ends["min"] + 1
-        if size * span < _MOST_CODES:
-            numbers = pc.subtract(column.cast(pa.int64()), ends["min"])
-        else:  # numbered anew, both stay below the number of rows
-            encoded, dense = column.dictionary_encode(), code.dictionary_encode()
-            numbers, span = encoded.indices.cast(pa.int64()), len(encoded.dictionary)
-            code, size = dense.indices.cast(pa.int64()), len(dense.dictionary)
-        code, size = pc.add(pc.multiply(code, span), numbers), size * span
-    code = code.dictionary_encode()
-    if len(code.dictionary) == count:
-        return pa.arange(0, count)
-    return pc.inverse_permutation(code.indices, max_index=len(code.dictionary) - 1).sort()
+def dense(values: pa.Array) -> tuple[pa.Array, int]:
+    """Return numbers from 0 on, one a distinct value, and how many there are."""
+    encoded = values.dictionary_encode()
+    return encoded.indices, len(encoded.dictionary)
+
+
+def last_of_each(*columns: tuple[pa.Array, int]) -> pa.Array | None:
+    """Return, of each combination of values, the last row, in order; None if no combination comes twice.
+
+    Args:
+        columns: whole numbers from 0 on, and a number above all of them, as `dense` gives them.
+    """
+    count = len(columns[0][0])
+    code, size = columns[0]
+    for column, above in columns[1:]:
+        if size * above >= _MOST_CODES:  # numbered anew, both stay below the number of rows
+            code, size = dense(code)
+        if above > 1:
+            code, size = pc.add(pc.multiply(code, pa.scalar(above)), column), size * above
+    if size > _SPARSE * count:
+        code, size = dense(code)
+    last = pc.inverse_permutation(code, max_index=size - 1) if size else code
+    return None if size - last.null_count == count else last.drop_null().sort()
 
 
 def marked(marks: Sequence[bool], encoded: pa.DictionaryArray) -> pa.Array:
@@ -72,9 +81,30 @@ def named(enum: Any, numbers: pa.Array) -> pa.Array:
     return pa.array(names, pa.string()).take(encoded.indices)
 
 
+def numbers(kept: Mapping[str, pa.Array], lost: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
+    """Return columns of one type in memory of their own: NaN and infinities are nulls, and so is a zero in `lost`.
+
+    They are treated as one column, end to end: a kernel costs more by the call than by the row.
+    """
+    columns = [*kept.values(), *lost.values()]
+    if not columns:
+        return {}
+    one, rows = finite(pa.concat_arrays(columns)), sum(map(len, kept.values()))
+    found = _parts(kept, one)
+    return found | _parts(lost, null_if_zero(one.slice(rows))) if lost else found
+
+
+def _parts(columns: Mapping[str, pa.Array], one: pa.Array) -> dict[str, pa.Array]:
+    ends = itertools.accumulate(map(len, columns.values()))
+    return {
+        name: one.slice(end - len(column), len(column))
+        for (name, column), end in zip(columns.items(), ends, strict=True)
+    }
+
+
 def null_if_zero(values: pa.Array) -> pa.Array:
     """Return numbers without their zeros."""
-    return pc.if_else(pc.not_equal(values, 0), values, None)
+    return pc.if_else(pc.not_equal(values, _ZEROS[values.type]), values, _NULLS[values.type])
 
 
 def finite(values: pa.Array) -> pa.Array:
@@ -84,6 +114,13 @@ def finite(values: pa.Array) -> pa.Array:
     if math.isfinite(pc.sum(values).as_py() or 0.0):  # a single one that is not would not leave the sum finite
         return values
     return pc.if_else(pc.is_finite(values), values, None)
+
+
+def within(values: pa.Array, least: int, most: int) -> bool:
+    """Say whether all integers, but the nulls, are from `least` to `most`."""
+    ends = pc.min_max(values)
+    low, high = ends["min"].as_py(), ends["max"].as_py()
+    return low is None or least <= low <= high <= most
 
 
 def copied(values: pa.Array) -> pa.Array:
@@ -97,16 +134,15 @@ def int64(values: Sequence[int]) -> pa.Array:
     return pa.array(values, pa.int64())
 
 
-def fields(messages: pa.StructArray | None) -> Mapping[str, pa.Array]:
+def fields(messages: pa.StructArray | None) -> dict[str, pa.Array]:
     """Return the fields of messages, null where the message is; none when there is no message."""
     if messages is None or messages.null_count == len(messages) > 0:
         return {}
     return dict(zip((field.name for field in messages.type), messages.flatten(), strict=True))
 
 
-def spread(values: pa.Array, present: pa.Array) -> pa.Array:
-    """Put values, in order, where `present` says so; null elsewhere."""
-    if len(values) == len(present):
-        return values
-    place = pc.subtract(pc.cumulative_sum(present.cast(pa.int64())), 1)
-    return values.take(pc.if_else(present, place, None))
+def one_each(values: pa.Array) -> pa.ListArray:
+    """Return lists of one value, as the parser makes lists, and null where the value is."""
+    kind = pa.list_(pa.field("item", values.type, nullable=False))
+    offsets = pa.arange(0, len(values) + 1).cast(pa.int32())
+    return pa.ListArray.from_arrays(offsets, values, type=kind, mask=values.is_null())

@@ -1,25 +1,23 @@
-"""The entries of a run of frames, one row each, and what they hold, field by field; pure."""
+"""The entries of a run of frames, one row each, and what they hold; pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tickvault.brokers.upstox.arrays import copied, fields, last_of_each, marked
+from tickvault.brokers.upstox.arrays import last_of_each, marked
 from tickvault.brokers.upstox.unusable import rejected_key, rejections, unusable_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tickvault.brokers.upstox.parsing import Messages
     from tickvault.model import Definition, Frame, Rejected
 
-__all__ = ["Branches", "Entries"]
-
-_Fields: TypeAlias = "Mapping[str, pa.Array]"
+__all__ = ["Entries"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,25 +29,26 @@ class Entries:
         codes: of each entry, the index of its key in them.
         frame: index of the frame each entry came in.
         mode: RequestMode of each.
-        messages: what each holds, by branch (parsing.Messages).
+        columns: what each holds (parsing.Messages).
     """
 
     names: pa.Array
     codes: pa.Array
     frame: pa.Array
     mode: pa.Array
-    messages: Mapping[str, pa.StructArray]
+    columns: Mapping[str, pa.Array]
 
     @classmethod
     def of(cls, found: Messages, frames: Sequence[Frame]) -> tuple[Entries, list[Rejected]]:
         """Return the entries of messages, and those under a key that no store can hold."""
         keys = found.keys.dictionary_encode()
         entries = cls(
-            names=keys.dictionary, codes=keys.indices, frame=found.frame, mode=found.mode, messages=found.branches
+            names=keys.dictionary, codes=keys.indices, frame=found.frame, mode=found.mode, columns=found.columns
         )
-        marks = unusable_of(entries.names.to_pylist())
+        last = last_of_each((keys.indices, len(keys.dictionary)), (found.frame, len(frames)))
+        marks = unusable_of(keys.dictionary.to_pylist())
         if not any(marks):
-            return entries._without_duplicates(), []
+            return entries if last is None else entries.take(last), []
         bad = marked(marks, keys)
         of = entries.frame.to_pylist()
         rejected = rejections(
@@ -58,7 +57,8 @@ class Entries:
             of.__getitem__,
             lambda row: rejected_key(frames[of[row]], "ticks", entries.key(row)),
         )
-        return entries.take(pc.indices_nonzero(pc.invert(bad)))._without_duplicates(), rejected
+        good = pc.indices_nonzero(pc.invert(bad))
+        return entries.take(good if last is None else good.filter(pc.is_in(good, value_set=last))), rejected
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -74,54 +74,10 @@ class Entries:
             codes=self.codes.take(rows),
             frame=self.frame.take(rows),
             mode=self.mode.take(rows),
-            messages={name: messages.take(rows) for name, messages in self.messages.items()},
+            columns={name: column.take(rows) for name, column in self.columns.items()},
         )
-
-    def _without_duplicates(self) -> Entries:
-        last = last_of_each(self.codes, self.frame)
-        return self if len(last) == len(self) else self.take(last)
 
     def symbols(self, definitions: Mapping[str, Definition]) -> pa.Array:
         """Return the symbol of each of `names`; the key where no definition knows one."""
         known = [(key, definitions.get(key)) for key in self.names.to_pylist()]
         return pa.array([key if one is None else one.symbol or key for key, one in known], pa.string())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Branches:
-    """What entries hold, field by field, one value an entry and null where its message is not there.
-
-    Attributes:
-        mode: RequestMode numbers.
-        market: fields of MarketFullFeed; empty if no entry has one. `index` and `first` alike.
-        ltpc: fields of LTPC, one mapping for each place that has any; `greeks` alike.
-    """
-
-    mode: pa.Array
-    market: _Fields
-    index: _Fields
-    first: _Fields
-    ltpc: Sequence[_Fields]
-    greeks: Sequence[_Fields]
-
-    @classmethod
-    def of(cls, mode: pa.Array, messages: Mapping[str, pa.StructArray]) -> Branches:
-        """Return the fields of what entries hold, by branch."""
-        market, index, first = (fields(messages.get(name)) for name in ("marketFF", "indexFF", "firstLevelWithGreeks"))
-        ltpc = [fields(part.get("ltpc")) for part in (messages, market, index, first)]
-        greeks = [fields(part.get("optionGreeks")) for part in (market, first)]
-        return cls(
-            mode=mode,
-            market=market,
-            index=index,
-            first=first,
-            ltpc=[part for part in ltpc if part],
-            greeks=[part for part in greeks if part],
-        )
-
-    def value(self, name: str, places: Iterable[_Fields], kind: pa.DataType) -> pa.Array:
-        """Return the value at the first of these places that has one, in memory of its own."""
-        found = [part[name] for part in places if part]
-        if not found:
-            return pa.nulls(len(self.mode), kind)
-        return copied(found[0]) if len(found) == 1 else pc.coalesce(*found)

@@ -1,16 +1,18 @@
-"""Bytes of messages to columns (ptars): all frames in one call, and never more than one bad frame lost to view. Pure.
+"""Bytes of messages to columns (ptars): all frames at once, and never more than one bad frame lost to view. Pure.
 
 What most entries do not have, the branches beside `marketFF`, is bytes to the first pass and parsed in a second where it
-occurs: columns of nulls for it would cost a fourth of the time. An entry with two branches where protobuf allows one, or
-with such a branch twice, goes through protobuf's own parser, which keeps the last, or merges them; no library writes one.
+occurs: columns of nulls for it would cost a fourth of the time. So is a frame's market info. An entry with two branches
+where protobuf allows one, or anything of these twice, goes through protobuf's own parser, which keeps the last, or merges
+them; no library writes one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import ptars
+import pyarrow as pa
 import pyarrow.compute as pc
 from google.protobuf import wrappers_pb2
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
@@ -18,19 +20,18 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from tickvault.brokers.upstox.arrays import fields, parents, spread
+from tickvault.brokers.upstox.arrays import fields, one_each, parents
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.model import Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    import pyarrow as pa
     from google.protobuf.descriptor import Descriptor
 
     from tickvault.model import Frame
 
-__all__ = ["Messages", "misshapen", "parse"]
+__all__ = ["Messages", "Rare", "misshapen", "parse"]
 
 # Beyond this a frame's outer shape is looked at first, which costs a seventh of its decoding. The parser goes one call
 # deeper for each group within a group, which takes a byte, and ends the process between 98,000 and 105,000 of them on a
@@ -40,10 +41,18 @@ _LARGE_BYTES: Final = 80_000
 _PART_BYTES: Final = 65_536  # of a part, and of all that is in none
 _PARTS: Final = 50_000
 _RARE: Final = {
+    ("FeedResponse", "marketInfo"): "MarketInfo",
     ("Feed", "ltpc"): "LTPC",
     ("Feed", "firstLevelWithGreeks"): "FirstLevelWithGreeks",
     ("FullFeed", "indexFF"): "IndexFullFeed",
 }
+
+
+class Rare(NamedTuple):
+    """Messages that few rows have: index of the row of each, and what they hold."""
+
+    rows: pa.Array
+    messages: pa.StructArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,21 +60,22 @@ class Messages:
     """Frames as columns.
 
     Attributes:
-        type: of each frame; `current_ms` its currentTs.
-        info: its MarketInfo, null where it has none.
+        types: of each frame; `current_ms` its currentTs.
+        info: every MarketInfo, by the index of its frame; None if no frame has one.
         keys: instrument key of each entry of all frames; `frame` the index of the frame it came in.
         mode: its RequestMode.
-        branches: field name of `Feed` or `FullFeed` → its messages, one an entry, null where it has none; none is
-            missing but those that no entry has.
+        columns: field of MarketFullFeed → its values, one an entry and null where it is not there; levels and candles are
+            lists, by the names they have within their message. What other branches have stands under the same names. A
+            column may be missing if no entry has any of its values.
     """
 
-    type: pa.Array
-    current_ms: pa.Array
-    info: pa.StructArray
+    types: Sequence[int]
+    current_ms: Sequence[int]
+    info: Rare | None
     keys: pa.Array
     frame: pa.Array
     mode: pa.Array
-    branches: Mapping[str, pa.StructArray]
+    columns: Mapping[str, pa.Array]
 
 
 def _opaque(fields: Collection[tuple[str, str]]) -> Descriptor:
@@ -88,7 +98,9 @@ _OUTER: Final = GetMessageClass(_opaque({("FeedResponse", "feeds"), ("FeedRespon
 _RARE_FRAME: Final = _opaque(_RARE.keys())
 _FRAMES: Final = ptars.HandlerPool([_RARE_FRAME.file]).get_for_message(_RARE_FRAME)
 _WHOLE: Final = ptars.HandlerPool([pb.DESCRIPTOR])
-_OF_RARE: Final = {name: _WHOLE.get_for_message(pb.DESCRIPTOR.message_types_by_name[name]) for name in _RARE.values()}
+_OF_RARE: Final = {
+    field: _WHOLE.get_for_message(pb.DESCRIPTOR.message_types_by_name[kind]) for (_, field), kind in _RARE.items()
+}
 
 
 def parse(frames: Sequence[Frame]) -> tuple[Sequence[Frame], Messages | None, list[Rejected]]:
@@ -151,51 +163,82 @@ def _messages(payloads: Sequence[bytes]) -> Messages:
 
 
 def _columns(payloads: Sequence[bytes]) -> Messages:
-    columns = _FRAMES.list_to_record_batch(payloads)
-    feeds = columns.column("feeds")
+    frames = _FRAMES.list_to_record_batch(payloads)
+    feeds = frames.column("feeds")
     top = fields(feeds.items)
-    full = fields(top.get("fullFeed"))
-    branches = {"marketFF": full.get("marketFF")}
-    for (message, field), kind in _RARE.items():
-        branches[field] = _rare(kind, (top if message == "Feed" else full).get(field))
-    _check_single(*(branches[name] for name in ("ltpc", "firstLevelWithGreeks")), top.get("fullFeed"))
-    _check_single(*(branches[name] for name in ("marketFF", "indexFF")))
+    whole = top["fullFeed"]
+    full = fields(whole)
+    market = full.get("marketFF")
+    info = _rare("marketInfo", frames.column("marketInfo"))
+    others = {
+        "ltpc": _rare("ltpc", top["ltpc"], beside=whole),
+        "firstLevelWithGreeks": _rare("firstLevelWithGreeks", top["firstLevelWithGreeks"], beside=whole),
+        "indexFF": _rare("indexFF", full.get("indexFF"), beside=market),
+    }
     return Messages(
-        type=columns.column("type"),
-        current_ms=columns.column("currentTs"),
-        info=columns.column("marketInfo"),
+        types=frames.column("type").to_pylist(),
+        current_ms=frames.column("currentTs").to_pylist(),
+        info=info,
         keys=feeds.keys,
         frame=parents(feeds),
-        mode=pc.struct_field(feeds.items, "requestMode"),
-        branches={name: messages for name, messages in branches.items() if messages is not None},
+        mode=top["requestMode"],
+        columns=_merged(len(whole), _named(market), {name: one for name, one in others.items() if one is not None}),
     )
 
 
-def _check_single(*branches: pa.Array | None) -> None:
-    """See that no entry has two branches of a `oneof`: the parser does not tell which of them came last.
+def _rare(field: str, bodies: pa.ListArray | None, *, beside: pa.StructArray | None = None) -> Rare | None:
+    """Parse what stands in a field, where anything does; None if nothing does.
+
+    Args:
+        field: its name in _OF_RARE.
+        bodies: the messages of each row.
+        beside: what a row may not have with them.
 
     Raises:
-        ValueError: an entry has.
+        ValueError: a row has several, or has both.
     """
-    there = [one.is_valid() for one in branches if one is not None and one.null_count < len(one)]
-    for number, one in enumerate(there):
-        for other in there[:number]:
-            if pc.any(pc.and_(one, other)).as_py():
-                raise ValueError("an entry has two branches where one is allowed")
-
-
-def _rare(kind: str, messages: pa.ListArray | None) -> pa.StructArray | None:
-    """Parse messages where there are any; None if there is none.
-
-    Raises:
-        ValueError: an entry has several.
-    """
-    if messages is None or not len(messages.values):
+    if bodies is None or not len(bodies.values):
         return None
-    lengths = pc.fill_null(pc.list_value_length(messages), 0)
-    if pc.max(lengths).as_py() > 1:
-        raise ValueError("an entry has a branch twice")
-    return spread(_OF_RARE[kind].array_to_record_batch(messages.flatten()).to_struct_array(), pc.equal(lengths, 1))
+    rows = pc.list_parent_indices(bodies)
+    if pc.max(pc.list_value_length(bodies)).as_py() > 1:
+        raise ValueError("a message has a field twice")
+    if beside is not None and beside.null_count < len(beside) and pc.any(beside.is_valid().take(rows)).as_py():
+        raise ValueError("an entry has two branches where one is allowed")
+    return Rare(rows, _OF_RARE[field].array_to_record_batch(bodies.flatten()).to_struct_array())
+
+
+def _merged(count: int, market: dict[str, pa.Array], others: Mapping[str, Rare]) -> Mapping[str, pa.Array]:
+    """Put what a few entries have in other branches in among the columns of those that have a `marketFF`.
+
+    Raises:
+        ValueError: an entry has two branches.
+    """
+    if not others:
+        return market
+    parts = [{name: one.messages} if name == "ltpc" else _named(one.messages) for name, one in others.items()]
+    rows = pa.concat_arrays([one.rows for one in others.values()])
+    if len(rows) == count and len(parts) == 1:
+        return parts[0]
+    behind = pc.scatter(pa.arange(count, count + len(rows)), rows, max_index=count - 1)
+    if behind.null_count != count - len(rows):
+        raise ValueError("an entry has two branches where one is allowed")
+    place = pc.coalesce(behind, pa.arange(0, count))
+    pieces = [(market, count), *zip(parts, (len(one.rows) for one in others.values()), strict=True)]
+    for name, kind in {name: column.type for part in parts for name, column in part.items()}.items():
+        whole = pa.concat_arrays([part[name] if name in part else pa.nulls(size, kind) for part, size in pieces])
+        market[name] = whole.take(place)
+    return market
+
+
+def _named(messages: pa.StructArray | None) -> dict[str, pa.Array]:
+    """Return the fields of a branch under the names they have in Messages.columns."""
+    found = fields(messages)
+    for name in ("marketLevel", "marketOHLC"):
+        if (message := found.pop(name, None)) is not None and message.null_count < len(message):
+            found |= fields(message)
+    if (quotes := found.pop("firstDepth", None)) is not None:
+        found["bidAskQuote"] = one_each(quotes)
+    return found
 
 
 def _readable(payloads: Sequence[bytes]) -> Sequence[bytes]:

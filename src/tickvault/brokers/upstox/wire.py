@@ -19,55 +19,42 @@ import pyarrow.compute as pc
 
 from tickvault.brokers.upstox.arrays import (
     copied,
+    dense,
     fields,
-    finite,
     int64,
     last_of_each,
     marked,
     named,
-    null_if_zero,
+    numbers,
     parents,
+    within,
 )
-from tickvault.brokers.upstox.entries import Branches, Entries
+from tickvault.brokers.upstox.entries import Entries
 from tickvault.brokers.upstox.parsing import parse
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.brokers.upstox.unusable import is_unusable, rejected_candle, rejected_key, rejections, unusable_of
 from tickvault.model import SCHEMAS, TABLES, Definition, Frame, Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    from tickvault.brokers.upstox.parsing import Rare
 
 
 __all__ = ["Decoded", "decode", "instrument_rows", "last_versions"]
 
 _EMPTY: Final = {name: schema.empty_table() for name, schema in SCHEMAS.items()}
 _DAY_MS: Final = 86_400_000
+_DAY_US: Final = _DAY_MS * 1000
 _IST_US: Final = int(dt.timedelta(hours=5, minutes=30) / dt.timedelta(microseconds=1))
+_EPOCH_DAY: Final = dt.date(1970, 1, 1).toordinal()
 # The last millisecond whose nanosecond count fits an int64 (year 2262): what every store can hold.
 _MAX_MS: Final = (2**63 - 1) // 1_000_000
 
-# column → path below marketFF; a zero there is null
-_SCALARS: Final[Mapping[str, str]] = {
-    "atp": "atp",
-    "vtt": "vtt",
-    "oi": "oi",
-    "iv": "iv",
-    "tbq": "tbq",
-    "tsq": "tsq",
-    "rp": "rp",
-    "ieq": "ieq",
-    "iiq_total": "iiqTotal",
-    "iiq_m": "iiqM",
-}
-_FIRST_LEVEL_SCALARS: Final = frozenset({"vtt", "oi", "iv"})
-_GREEKS: Final = ("delta", "theta", "gamma", "vega", "rho")
-_WIRE_TYPES: Final = {
-    "ltp": pa.float64(),
-    "ltt": pa.int64(),
-    "ltq": pa.int64(),
-    "cp": pa.float64(),
-    "iep": pa.float64(),
-}
+# column → field of MarketFullFeed; a zero there is null
+_FLOATS: Final = {name: name for name in ("atp", "oi", "iv", "tbq", "tsq", "rp", "iep")}
+_INTS: Final = {"vtt": "vtt", "ieq": "ieq", "iiq_total": "iiqTotal", "iiq_m": "iiqM"}
+_BOOK: Final = {"bid_price": "bidP", "ask_price": "askP", "bid_qty": "bidQ", "ask_qty": "askQ"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,27 +88,19 @@ def decode(frames: Sequence[Frame], *, recorder_id: str, definitions: Mapping[st
     good, messages, rejected = parse(frames)
     if messages is None:
         return Decoded(tables=_EMPTY, days=(), rejected=tuple(rejected), restamped=0)
-    received_us = int64([frame.received_ns // 1000 for frame in good])
-    seqs = int64([frame.seq for frame in good])
-    frame_us, restamped = _frame_times(messages.current_ms, received_us)
+    frame_us, restamped = _frame_times(messages.current_ms, good)
     entries, bad_keys = Entries.of(messages, good)
-    statuses, bad_segments = _market_status(messages.info, seqs, frame_us, good)
-    symbols, branches = entries.symbols(definitions), Branches.of(entries.mode, entries.messages)
-    candles, bad_candles = _candles(entries, branches, recorder_id=recorder_id, seqs=seqs, symbols=symbols, frames=good)
-    tables = {
-        "ticks": _ticks(
-            entries,
-            branches,
-            recorder_id=recorder_id,
-            seqs=seqs,
-            frame_us=frame_us,
-            received_us=received_us,
-            types=messages.type,
-            symbols=symbols,
-        ),
-        "candles": candles,
-        "market_status": statuses,
+    of_frames = {
+        "time": int64(frame_us),
+        "received_at": int64([frame.received_ns // 1000 for frame in good]),
+        "seq": int64([frame.seq for frame in good]),
+        "kind": pa.array(["snapshot" if one == pb.initial_feed else "live" for one in messages.types], pa.string()),
     }
+    symbols = entries.symbols(definitions)
+    statuses, bad_segments = _market_status(messages.info, of_frames, good)
+    candles, bad_candles = _candles(entries, of_frames, recorder_id, symbols, good)
+    ticks = _ticks(entries, of_frames, recorder_id, symbols)
+    tables = {"ticks": ticks, "candles": candles, "market_status": statuses}
     return Decoded(
         tables={name: tables.get(name, _EMPTY[name]) for name in TABLES},
         days=_days([frame.seq for frame in good], frame_us),
@@ -136,9 +115,8 @@ def last_versions(candles: pa.Table) -> pa.Table:
     Args:
         candles: in order of seq.
     """
-    keys, intervals = (_whole(candles[name]).dictionary_encode().indices for name in ("instrument_key", "interval"))
-    last = last_of_each(keys, intervals, _whole(candles["time"]).cast(pa.int64()))
-    return candles if len(last) == candles.num_rows else candles.take(last)
+    last = last_of_each(*(dense(candles[name].combine_chunks()) for name in ("instrument_key", "interval", "time")))
+    return candles if last is None else candles.take(last)
 
 
 def instrument_rows(valid_from_seq: int, definitions: Sequence[Definition]) -> pa.Table:
@@ -148,138 +126,109 @@ def instrument_rows(valid_from_seq: int, definitions: Sequence[Definition]) -> p
     return pa.table({"valid_from_seq": [valid_from_seq] * len(definitions), **columns}, schema=SCHEMAS["instruments"])
 
 
-def _frame_times(current_ms: pa.Array, received_us: pa.Array) -> tuple[pa.Array, int]:
+def _frame_times(current_ms: Sequence[int], frames: Sequence[Frame]) -> tuple[list[int], int]:
     """Return each frame's time in µs: currentTs, or the receive time where that is 0 or more than a day off."""
-    received_ms = pc.divide(received_us, 1000)
-    plausible = pc.and_(
-        pc.and_(pc.greater_equal(current_ms, pc.subtract(received_ms, _DAY_MS)), pc.not_equal(current_ms, 0)),
-        pc.less_equal(current_ms, pc.add(received_ms, _DAY_MS)),
-    )
-    in_us = pc.multiply(pc.if_else(plausible, current_ms, 0), 1000)
-    return pc.if_else(plausible, in_us, received_us), int(pc.sum(pc.invert(plausible)).as_py() or 0)
+    times = []
+    restamped = 0
+    for at_ms, frame in zip(current_ms, frames, strict=True):
+        if at_ms and -_DAY_MS <= at_ms - frame.received_ns // 1_000_000 <= _DAY_MS:
+            times.append(at_ms * 1000)
+        else:
+            times.append(frame.received_ns // 1000)
+            restamped += 1
+    return times, restamped
 
 
-def _days(seqs: Sequence[int], frame_us: pa.Array) -> tuple[tuple[dt.date, tuple[int, ...]], ...]:
-    in_ist = pc.add(frame_us, _IST_US).cast(pa.timestamp("us")).cast(pa.date32(), safe=False)
-    days: dict[dt.date, list[int]] = {}
-    for seq, day in zip(seqs, in_ist.to_pylist(), strict=True):
-        days.setdefault(day, []).append(seq)
-    return tuple((day, tuple(of_day)) for day, of_day in days.items())
+def _days(seqs: Sequence[int], frame_us: Sequence[int]) -> tuple[tuple[dt.date, tuple[int, ...]], ...]:
+    days: dict[int, list[int]] = {}
+    for seq, at_us in zip(seqs, frame_us, strict=True):
+        days.setdefault((at_us + _IST_US) // _DAY_US, []).append(seq)
+    return tuple((dt.date.fromordinal(_EPOCH_DAY + day), tuple(of_day)) for day, of_day in days.items())
 
 
-def _ticks(
-    entries: Entries,
-    branches: Branches,
-    *,
-    recorder_id: str,
-    seqs: pa.Array,
-    frame_us: pa.Array,
-    received_us: pa.Array,
-    types: pa.Array,
-    symbols: pa.Array,
-) -> pa.Table:
-    count = len(entries)
+def _ticks(entries: Entries, of_frames: Mapping[str, pa.Array], recorder_id: str, symbols: pa.Array) -> pa.Table:
+    count, found = len(entries), entries.columns
+    ltpc, greeks = fields(found.get("ltpc")), fields(found.get("optionGreeks"))
+    book = found.get("bidAskQuote")
+    quotes = {} if book is None else {name: book.values.field(field) for name, field in _BOOK.items()}
+    zeroes = {name: found[field] for name, field in (_FLOATS | _INTS).items() if field in found}
+    if "iep" in ltpc:
+        zeroes["iep"] = pc.coalesce(ltpc["iep"], zeroes["iep"]) if "iep" in zeroes else ltpc["iep"]
+    if "ltt" in ltpc:
+        zeroes["ltt"] = ltpc["ltt"]
+    values = [*((greeks | ltpc).items()), *quotes.items()]
     columns: dict[str, pa.Array] = {
-        "time": frame_us.take(entries.frame),
-        "received_at": received_us.take(entries.frame),
+        **{name: column.take(entries.frame) for name, column in of_frames.items()},
         "recorder_id": pa.repeat(recorder_id, count),
-        "seq": seqs.take(entries.frame),
         "instrument_key": entries.names.take(entries.codes),
         "symbol": symbols.take(entries.codes),
-        "kind": pc.if_else(pc.equal(types, pb.initial_feed), "snapshot", "live").take(entries.frame),
-        "mode": named(pb.RequestMode, branches.mode),
-        "cas_eligible": branches.value("casEligible", [branches.market], pa.bool_()),
+        "mode": named(pb.RequestMode, entries.mode),
     }
-    for name in ("ltp", "ltt", "ltq", "cp", "iep"):
-        columns[name] = branches.value(name, branches.ltpc, _WIRE_TYPES[name])
-    columns["ltt"] = pc.if_else(_in_range(columns["ltt"]), null_if_zero(columns["ltt"]), None)
-    iep = branches.value("iep", [branches.market], pa.float64())
-    columns["iep"] = null_if_zero(pc.coalesce(columns["iep"], iep))
-    for name, wire_name in _SCALARS.items():
-        places = [branches.market, branches.first] if name in _FIRST_LEVEL_SCALARS else [branches.market]
-        columns[name] = null_if_zero(branches.value(wire_name, places, SCHEMAS["ticks"].field(name).type))
-    for name in _GREEKS:
-        columns[name] = branches.value(name, branches.greeks, pa.float64())
-    columns |= _book(branches, count)
-    return _table("ticks", columns)
-
-
-def _book(branches: Branches, count: int) -> dict[str, pa.Array]:
-    quotes = {"bid_price": "bidP", "ask_price": "askP", "bid_qty": "bidQ", "ask_qty": "askQ"}
-    levels = fields(branches.market.get("marketLevel")).get("bidAskQuote")
-    first = branches.first.get("firstDepth")
-    columns = []
-    if levels is not None:
-        columns.append(_columns_of(levels, quotes.values()))
-    if first is not None:
-        columns.append({field: _as_list(first, field) for field in quotes.values()})
-    if not columns:
-        return {name: pa.nulls(count, SCHEMAS["ticks"].field(name).type) for name in quotes}
-    # Merging lists is slow, and needed only where modes are mixed.
-    return {
-        name: columns[0][field] if len(columns) == 1 else pc.coalesce(*(one[field] for one in columns))
-        for name, field in quotes.items()
-    }
-
-
-def _columns_of(levels: pa.ListArray, names: Iterable[str]) -> dict[str, pa.ListArray]:
-    """Turn list<struct> into a list<value> for each of these fields, nulls kept."""
-    values = levels.flatten()
-    lengths = pc.fill_null(pc.list_value_length(levels), 0)
-    offsets = pc.cumulative_sum(pa.concat_arrays([pa.array([0], pa.int32()), lengths]))
-    missing = levels.is_null()
-    return {
-        name: pa.ListArray.from_arrays(offsets, finite(copied(pc.struct_field(values, name))), mask=missing)
-        for name in names
-    }
-
-
-def _as_list(quotes: pa.StructArray, field: str) -> pa.ListArray:
-    """Turn a single quote into a list of one level, null where there is none."""
-    values = finite(pc.struct_field(quotes, field))
-    offsets = pa.array(range(len(quotes) + 1), pa.int32())
-    return pa.ListArray.from_arrays(offsets, values, mask=quotes.is_null())
+    if "casEligible" in found:
+        columns["cas_eligible"] = copied(found["casEligible"])
+    for kind in (pa.float64(), pa.int64()):
+        columns |= numbers(
+            kept={name: column for name, column in values if column.type == kind and name not in zeroes},
+            lost={name: column for name, column in zeroes.items() if column.type == kind},
+        )
+    if "ltt" in columns and not within(columns["ltt"], -_MAX_MS + 1, _MAX_MS - 1):
+        columns["ltt"] = pc.if_else(_in_range(columns["ltt"]), columns["ltt"], None)
+    if book is not None:
+        offsets, missing = copied(book.offsets), book.is_null() if book.null_count else None
+        for name in _BOOK:
+            columns[name] = pa.ListArray.from_arrays(offsets, columns[name], mask=missing)
+    return _table("ticks", columns, count)
 
 
 def _candles(
-    entries: Entries,
-    branches: Branches,
-    *,
-    recorder_id: str,
-    seqs: pa.Array,
-    symbols: pa.Array,
-    frames: Sequence[Frame],
+    entries: Entries, of_frames: Mapping[str, pa.Array], recorder_id: str, symbols: pa.Array, frames: Sequence[Frame]
 ) -> tuple[pa.Table, list[Rejected]]:
-    parts, rejected = [], []
-    for branch in (branches.market, branches.index):
-        lists = fields(branch.get("marketOHLC")).get("ohlc")
-        if lists is not None:
-            part, bad = _candles_of(lists, entries, frames)
-            parts.append(part)
-            rejected += bad
-    if not parts:
+    lists = entries.columns.get("ohlc")
+    if lists is None or not len(lists.values):
         return _EMPTY["candles"], []
-    rows = parts[0] if len(parts) == 1 else pa.concat_tables(parts).sort_by("entry").combine_chunks()
-    codes, intervals, start_ms = (_whole(rows[name]) for name in ("code", "interval", "start_ms"))
-    rows = rows.take(last_of_each(codes, intervals.indices, start_ms))
-    columns = {
-        "time": pc.multiply(rows["start_ms"], 1000),
-        "recorder_id": pa.repeat(recorder_id, len(rows)),
-        "instrument_key": entries.names.take(rows["code"]),
-        "symbol": symbols.take(rows["code"]),
-        **{name: rows[name] for name in ("interval", "open", "high", "low", "close")},
-        "volume": rows["vol"],
-        "seq": seqs.take(entries.frame.take(rows["entry"])),
-    }
-    return _table("candles", columns), rejected
-
-
-def _candles_of(lists: pa.ListArray, entries: Entries, frames: Sequence[Frame]) -> tuple[pa.Table, list[Rejected]]:
-    """Return the candles of one branch: entry, code of its key, interval, start_ms and values; and the bad."""
     values, entry = lists.flatten(), pc.list_parent_indices(lists)
-    start_ms, intervals = pc.struct_field(values, "ts"), pc.struct_field(values, "interval").dictionary_encode()
+    start_ms, intervals = values.field("ts"), values.field("interval").dictionary_encode()
     names = intervals.dictionary.to_pylist()
-    named = pc.and_(marked([bool(name) for name in names], intervals), pc.not_equal(start_ms, 0))
+    rows, rejected = _good_candles(start_ms, intervals, names, entry, entries, frames)
+    if rows is not None:
+        entry, intervals, start_ms = (one.take(rows) for one in (entry, intervals, start_ms))
+    codes = entries.codes.take(entry)
+    last = last_of_each((codes, len(entries.names)), (intervals.indices, len(names)), dense(start_ms))
+    if last is not None:
+        rows = last if rows is None else rows.take(last)
+        entry, codes = entry.take(last), codes.take(last)
+    if rows is not None:
+        values = values.take(rows)
+    floats = numbers({name: values.field(name) for name in ("open", "high", "low", "close")}, {})
+    ints = numbers({"volume": values.field("vol"), "time": values.field("ts")}, {})
+    columns = {
+        **floats,
+        "volume": ints["volume"],
+        "time": pc.multiply(ints["time"], pa.scalar(1000)),
+        "recorder_id": pa.repeat(recorder_id, len(values)),
+        "instrument_key": entries.names.take(codes),
+        "symbol": symbols.take(codes),
+        "interval": copied(values.field("interval")),
+        "seq": of_frames["seq"].take(entries.frame.take(entry)),
+    }
+    return _table("candles", columns, len(values)), rejected
+
+
+def _good_candles(
+    start_ms: pa.Array,
+    intervals: pa.DictionaryArray,
+    names: Sequence[str],
+    entry: pa.Array,
+    entries: Entries,
+    frames: Sequence[Frame],
+) -> tuple[pa.Array | None, list[Rejected]]:
+    """Return the candles that have a name and a start, None if all have, and of these reject what no store can hold."""
+    named = pc.not_equal(start_ms, pa.scalar(0))
+    if not all(names):
+        named = pc.and_(named, marked([bool(name) for name in names], intervals))
+    if within(start_ms, -_MAX_MS + 1, _MAX_MS - 1) and not any(map(is_unusable, names)):
+        rows = pc.indices_nonzero(named)
+        return None if len(rows) == len(named) else rows, []
     writable = marked([not is_unusable(name) for name in names], intervals)
     storable = pc.and_(_in_range(start_ms), writable)
 
@@ -298,39 +247,28 @@ def _candles_of(lists: pa.ListArray, entries: Entries, frames: Sequence[Frame]) 
             else f"unusable interval {intervals[row].as_py()!r}: it holds a control character or ends in a backslash",
         ),
     )
-    columns = {name: pc.struct_field(values, name) for name in ("open", "high", "low", "close", "vol")}
-    table = pa.table(
-        {
-            "entry": entry,
-            "code": entries.codes.take(entry),
-            "interval": intervals,
-            "start_ms": start_ms,
-            **columns,
-        }
-    )
-    kept = pc.and_(named, storable)
-    return table if pc.all(kept).as_py() else table.filter(kept), rejected
+    return pc.indices_nonzero(pc.and_(named, storable)), rejected
 
 
 def _market_status(
-    info: pa.StructArray, seqs: pa.Array, frame_us: pa.Array, frames: Sequence[Frame]
+    info: Rare | None, of_frames: Mapping[str, pa.Array], frames: Sequence[Frame]
 ) -> tuple[pa.Table, list[Rejected]]:
     parts: list[pa.Table] = []
     rejected: list[Rejected] = []
-    if info.null_count == len(info):
+    if info is None:
         return _EMPTY["market_status"], []
     scopes = {"segment": "segmentStatus", "cas": "casMarketStatus", "pre_open": "preOpenSessionStatus"}
     for scope, field in scopes.items():
-        statuses = pc.struct_field(info, field)
+        statuses = info.messages.field(field)
         if not len(statuses.items):
             continue
-        keys, frame, values = statuses.keys, parents(statuses), statuses.items
-        times = frame_us.take(frame)
+        keys, frame, values = copied(statuses.keys), info.rows.take(parents(statuses)), statuses.items
+        times = of_frames["time"].take(frame)
         if scope == "segment":
             status = named(pb.MarketStatus, values)
         else:
-            status = pc.struct_field(values, "status")
-            updated_ms = pc.struct_field(values, "updatedTime")
+            status = copied(values.field("status"))
+            updated_ms = values.field("updatedTime")
             usable = pc.and_(pc.greater(updated_ms, 0), pc.less(updated_ms, _MAX_MS))
             times = pc.if_else(usable, pc.multiply(pc.if_else(usable, updated_ms, 0), 1000), times)
         encoded = keys.dictionary_encode()
@@ -341,11 +279,13 @@ def _market_status(
             "scope": pa.repeat(scope, len(keys)),
             "segment": keys,
             "status": status,
-            "seq": seqs.take(frame),
+            "seq": of_frames["seq"].take(frame),
         }
-        last = last_of_each(encoded.indices, frame)
-        kept = pc.and_(pc.invert(bad), pc.is_in(int64(range(len(keys))), value_set=last))
-        parts.append(_table("market_status", columns).filter(kept))
+        last = last_of_each((encoded.indices, len(encoded.dictionary)), (frame, len(frames)))
+        kept = pc.invert(bad)
+        if last is not None:
+            kept = pc.and_(kept, pc.is_in(pa.arange(0, len(keys)), value_set=last))
+        parts.append(_table("market_status", columns, len(keys)).filter(kept))
     return pa.concat_tables([_EMPTY["market_status"], *parts]), rejected
 
 
@@ -360,11 +300,10 @@ def _in_range(ms: pa.Array) -> pa.Array:
     return pc.and_(pc.greater(ms, -_MAX_MS), pc.less(ms, _MAX_MS))
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks()
-
-
-def _table(name: str, columns: Mapping[str, pa.Array]) -> pa.Table:
-    schema = SCHEMAS[name]
-    found = [(finite(columns[field.name]), field.type) for field in schema]
-    return pa.table([one if one.type == kind else one.cast(kind) for one, kind in found], schema=schema)
+def _table(name: str, columns: Mapping[str, pa.Array], count: int) -> pa.Table:
+    """Return a table of so many rows; a column that is not given is null."""
+    found = [(columns.get(field.name), field.type) for field in SCHEMAS[name]]
+    arrays = [
+        pa.nulls(count, kind) if one is None else one if one.type == kind else one.view(kind) for one, kind in found
+    ]
+    return pa.table(arrays, schema=SCHEMAS[name])
