@@ -47,6 +47,9 @@ _OHLC: Final = ("open", "high", "low", "close")
 _END: Final = 1_000  # behind every number
 _NOTHING: Final = pa.scalar(None, pa.string())
 _NO_TEXT: Final = pa.array([], pa.string())
+# A Python number would be made a scalar, and cast, at each call.
+_ZERO: Final = {kind: pa.scalar(0, kind) for kind in (pa.int64(), pa.float64())}
+_NULL: Final = {kind: pa.scalar(None, kind) for kind in _ZERO}
 # Microseconds whose nanoseconds still fit the signed 64 bits of a point's time.
 _MAX_TIME_US: Final = 9_223_372_036_854_774
 
@@ -100,7 +103,7 @@ def encode_tradedatafeed(batch: Batch, dialect: Dialect = Dialect.INFLUX) -> Lin
     Unlike its writer this one escapes the tags, so that symbols with blanks arrive.
     """
     table, offset = _table(batch, "candles")
-    prices = {name.title(): table[name] for name in _OHLC}
+    prices = {name.title(): column for name, column in _named(table, _OHLC).items()}
     volume = pc.fill_null(table["volume"], 0).cast(pa.float64())
     fields = [*_numbers(prices).values(), *_numbers({"Volume": volume}).values()]
     prefix = candle_series_of_tradedatafeed(dialect).of(table, "instrument_key", "symbol", "interval")
@@ -122,10 +125,10 @@ def _ticks(batch: Batch, dialect: Dialect, *, depth: int) -> Lines:
     table, offset = _table(batch, "ticks")
     prices, quantities = (_levels(table, names, depth) for names in (_BOOK[::2], _BOOK[1::2]))
     written = {
-        **_numbers({**_without_zeros(table, _PRICES), **prices}, recurring=True),
-        **_numbers(_whole_numbers(_without_zeros(table, _TOTALS))),
-        **_numbers(_without_zeros(table, _RATIOS)),
-        **_numbers({**_without_zeros(table, _COUNTS), **quantities}, "i"),
+        **_numbers(prices, but_zero=_named(table, _PRICES), recurring=True),
+        **_numbers(but_zero=_named(table, _TOTALS), counts=True),
+        **_numbers(but_zero=_named(table, _RATIOS)),
+        **_numbers(quantities, "i", but_zero={**_named(table, _COUNTS), "ltt": _int(table["ltt"])}),
     }
     levels = [f"{name}_{level}" for name in _BOOK for level in range(1, depth + 1)]
     fields = [
@@ -133,7 +136,7 @@ def _ticks(batch: Batch, dialect: Dialect, *, depth: int) -> Lines:
         pc.if_else(_whole(table["cas_eligible"]), "cas_eligible=true", _NOTHING),
         pc.if_else(pc.equal(_whole(table["kind"]), "snapshot"), "snapshot=true", _NOTHING),
         *(written[name] for name in levels if name in written),
-        *_numbers({"received_at": _not_zero(_nanoseconds(table["received_at"]))}, "i", recurring=True).values(),
+        *_numbers(suffix="i", but_zero={"received_at": _nanoseconds(table["received_at"])}, recurring=True).values(),
         *_seq(table),
     ]
     prefix = instrument_series("tick", batch, dialect).of(table, "instrument_key", "symbol")
@@ -143,8 +146,8 @@ def _ticks(batch: Batch, dialect: Dialect, *, depth: int) -> Lines:
 def _candles(batch: Batch, dialect: Dialect) -> Lines:
     table, offset = _table(batch, "candles")
     fields = [
-        *_numbers(_without_zeros(table, _OHLC), recurring=True).values(),
-        *_numbers(_without_zeros(table, ["volume"]), "i").values(),
+        *_numbers(but_zero=_named(table, _OHLC), recurring=True).values(),
+        *_numbers(suffix="i", but_zero=_named(table, ["volume"])).values(),
         *_seq(table),
     ]
     time = _nanoseconds(table["time"])
@@ -208,26 +211,41 @@ def _seq(table: pa.Table) -> Iterable[_Array]:
     return _numbers({"seq": table["seq"]}, "i", recurring=True).values()
 
 
-def _numbers(columns: Mapping[str, _Array], suffix: str = "", *, recurring: bool = False) -> dict[str, _Array]:
+def _numbers(
+    columns: Mapping[str, _Array] = {},
+    suffix: str = "",
+    *,
+    but_zero: Mapping[str, _Array] = {},
+    recurring: bool = False,
+    counts: bool = False,
+) -> dict[str, _Array]:
     """Return `name=value` for each row of columns of one type, null where the value is null, NaN or infinite.
 
     Args:
         columns: name → values; those without any are left out.
         suffix: stands behind each value.
+        but_zero: more of them, null where the value is zero.
         recurring: whether the same values come again and again, so that each is written once.
+        counts: whether they are doubles that should be whole numbers, which are written more quickly as such.
     """
-    given = {name: _whole(column) for name, column in columns.items() if column.null_count < len(column)}
+    given = {name: _whole(column) for name, column in (but_zero | columns).items() if column.null_count < len(column)}
     if not given:
         return {}
     values = pa.concat_arrays(list(given.values()))
-    if pa.types.is_floating(values.type) and not math.isfinite(pc.sum(values).as_py()):
-        values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
+    count = len(next(iter(given.values())))
+    if rows := count * len(but_zero.keys() & given.keys()):
+        some = values.slice(0, rows)
+        some = pc.if_else(pc.not_equal(some, _ZERO[values.type]), some, _NULL[values.type])
+        values = pa.concat_arrays([some, values.slice(rows)])
+    if pa.types.is_floating(values.type) and not math.isfinite(pc.sum(values).as_py() or 0.0):
+        values = pc.if_else(pc.is_finite(values), values, _NULL[values.type])
+    if counts and _are_plain(values):
+        values = values.cast(pa.int64())
     if recurring:  # by bits, so that a negative zero stays one
         encoded = values.view(pa.int64()).dictionary_encode()
         text = _digits(encoded.dictionary.view(values.type), suffix).take(encoded.indices)
     else:
         text = _digits(values, suffix)
-    count = len(next(iter(given.values())))
     return {
         name: pc.binary_replace_slice(text.slice(number * count, count), start=0, stop=0, replacement=f"{name}=")
         for number, name in enumerate(given)  # to join name and value is much slower
@@ -240,36 +258,28 @@ def _digits(values: _Array, suffix: str) -> _Array:
     return pc.binary_replace_slice(text, start=_END, stop=_END, replacement=suffix) if suffix else text
 
 
-def _without_zeros(table: pa.Table, names: Iterable[str]) -> dict[str, _Array]:
-    """Return columns, a time as its number, null for zero."""
-    found = {name: _whole(table[name]) for name in names if table[name].null_count < table.num_rows}
-    return {
-        name: _not_zero(column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column)
-        for name, column in found.items()
-    }
+def _are_plain(values: _Array) -> bool:
+    """Say whether doubles are whole numbers that Arrow writes without an exponent."""
+    plain = pc.and_(pc.equal(pc.trunc(values), values), pc.less(pc.abs(values), 1e10))
+    return pc.all(plain).as_py() is not False
 
 
-def _not_zero(column: _Array) -> _Array:
-    return pc.if_else(pc.not_equal(column, 0), column, pa.scalar(None, column.type))
+def _named(table: pa.Table, names: Iterable[str]) -> dict[str, _Array]:
+    return {name: table[name] for name in names}
 
 
-def _whole_numbers(columns: Mapping[str, _Array]) -> Mapping[str, _Array]:
-    """Return doubles as integers, which are written more quickly, where all are such that Arrow writes without an exponent."""
-    for column in columns.values():
-        plain = pc.and_(pc.equal(pc.trunc(column), column), pc.less(pc.abs(column), 1e10))
-        if pc.all(plain).as_py() is False:
-            return columns
-    return {name: column.cast(pa.int64()) for name, column in columns.items()}
-
-
-def _levels(table: pa.Table, names: Iterable[str], depth: int) -> dict[str, _Array]:
-    """Return the columns of a book's levels, `name_1` up to the depth, null where the level is."""
-    found: dict[str, _Array] = {}
-    for name in names if depth else ():
-        lists = _whole(table[name])
-        most = min(depth, pc.max(pc.list_value_length(lists)).as_py() or 0)
-        levels = pc.list_slice(lists, 0, most, return_fixed_size_list=True) if most else None
-        found |= {f"{name}_{level + 1}": pc.list_element(levels, level) for level in range(most)}
+def _levels(table: pa.Table, sides: Sequence[str], depth: int) -> dict[str, _Array]:
+    """Return the columns of a book's levels on both sides, `name_1` up to the depth, null where the level is."""
+    lists = pa.concat_arrays([_whole(table[name]) for name in sides])
+    most = min(depth, pc.max(pc.list_value_length(lists)).as_py() or 0)
+    if not most:
+        return {}
+    levels = pc.list_slice(lists, 0, most, return_fixed_size_list=True)
+    found = {}
+    for level in range(most):
+        both = pc.list_element(levels, level)
+        for number, name in enumerate(sides):
+            found[f"{name}_{level + 1}"] = both.slice(number * table.num_rows, table.num_rows)
     return found
 
 
