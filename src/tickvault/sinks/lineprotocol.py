@@ -228,7 +228,9 @@ def _numbers(
         recurring: whether the same values come again and again, so that each is written once.
         counts: whether they are doubles that should be whole numbers, which are written more quickly as such.
     """
-    given = {name: _whole(column) for name, column in (but_zero | columns).items() if column.null_count < len(column)}
+    given = {
+        name: _whole(column) for name, column in {**but_zero, **columns}.items() if column.null_count < len(column)
+    }
     if not given:
         return {}
     values = pa.concat_arrays(list(given.values()))
