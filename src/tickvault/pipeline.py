@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import structlog
 
-from tickvault import __version__, snapshots, survey
+from tickvault import __version__, memory, snapshots, survey
 from tickvault.brokers.upstox.api import UpstoxApi
 from tickvault.brokers.upstox.baselinefile import BaselineFile
 from tickvault.brokers.upstox.calendar import MarketCalendar
@@ -217,6 +217,7 @@ class Recorder:
                 group.create_task(calendar.keep(), name="calendar"),
                 group.create_task(usual.keep(), name="baseline"),
                 group.create_task(self._room(stage).keep(), name="room"),
+                group.create_task(memory.settle_started(lambda: sockets.frames > 0), name="memory"),
             ]
             if "parquet" in self._settings.sinks and self._settings.compact is Compact.AUTO:
                 keepers.append(group.create_task(self._night_work(stage).keep(), name="compaction"))

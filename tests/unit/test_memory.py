@@ -14,3 +14,14 @@ def test_arrow_takes_its_memory_where_python_does() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env={})
     assert done.stdout.strip() == "system"
+
+
+def test_what_a_start_has_made_is_spared_by_collections() -> None:
+    """Once something was received."""
+    script = (
+        "import asyncio, gc; from tickvault import memory; memory._STARTED_S = 0.0;"
+        "looks = iter([False, False, True]); made = [[] for _ in range(50_000)]; before = gc.get_freeze_count();"
+        "asyncio.run(memory.settle_started(lambda: next(looks))); print(gc.get_freeze_count() - before >= 50_000, *looks)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env={})
+    assert done.stdout.strip() == "True"
