@@ -353,6 +353,37 @@ def test_statuses_carry_scope_words_and_their_own_time() -> None:
     assert times["segment"] - times["cas"] == dt.timedelta(seconds=1)
 
 
+def test_market_info_sent_twice_in_a_frame_is_merged() -> None:
+    """So does protobuf; the frame beside it is read as ever."""
+    twice = [message(marketInfo=pb.MarketInfo(segmentStatus={name: pb.NORMAL_OPEN})) for name in ("NSE_EQ", "BSE_EQ")]
+    decoded = run(b"".join(one.SerializeToString() for one in twice), twice[0])
+    found = sorted((row["seq"], row["segment"]) for row in rows(decoded, "market_status"))
+    assert (found, decoded.rejected) == ([(1, "BSE_EQ"), (1, "NSE_EQ"), (2, "NSE_EQ")], ())
+
+
+def test_entries_of_every_branch_stand_in_their_order() -> None:
+    """Entries that few have are parsed apart, and come back between the others with what is theirs."""
+    full = market(ltpc=pb.LTPC(ltp=1.0), marketOHLC=pb.MarketOHLC(ohlc=[pb.OHLC(interval="1d", open=1, ts=AT_MS)]))
+    index = pb.IndexFullFeed(
+        ltpc=pb.LTPC(ltp=2.0), marketOHLC=pb.MarketOHLC(ohlc=[pb.OHLC(interval="1d", open=2, ts=AT_MS)])
+    )
+    first = pb.FirstLevelWithGreeks(ltpc=pb.LTPC(ltp=4.0), firstDepth=pb.Quote(bidP=4.5), vtt=4)
+    entries = [
+        full.feeds[KEY],
+        pb.Feed(fullFeed=pb.FullFeed(indexFF=index)),
+        pb.Feed(ltpc=pb.LTPC(ltp=3.0)),
+        pb.Feed(firstLevelWithGreeks=first),
+        pb.Feed(),
+        full.feeds[KEY],
+    ]
+    decoded = run(*(message(feeds={f"K{number}": one}) for number, one in enumerate(entries)))
+    assert [row["ltp"] for row in rows(decoded)] == [1.0, 2.0, 3.0, 4.0, None, 1.0]
+    assert [row["bid_price"] for row in rows(decoded)] == [None, None, None, [4.5], None, None]
+    assert [row["vtt"] for row in rows(decoded)] == [None, None, None, 4, None, None]
+    candles = [(row["instrument_key"], row["open"]) for row in rows(decoded, "candles")]
+    assert candles == [("K0", 1.0), ("K1", 2.0), ("K5", 1.0)]
+
+
 def test_frames_that_do_not_decode_are_found_between_good_ones() -> None:
     """Bisection leaves every good frame its rows, and gives every bad one its reason and bytes."""
     bad = {

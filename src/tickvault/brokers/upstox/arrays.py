@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 _MOST_CODES: Final = 2**62
+_MOST_SHORT: Final = 2**31
 _SPARSE: Final = 8  # codes a row, up to which a place for each is cheaper than to number them anew
 # A Python number would be made a scalar, and cast, at each call: twice what the rest of it takes with a few hundred rows.
 _ZEROS: Final = {pa.int64(): pa.scalar(0, pa.int64()), pa.float64(): pa.scalar(0, pa.float64())}
@@ -54,16 +56,21 @@ def last_of_each(*columns: tuple[pa.Array, int]) -> pa.Array | None:
         columns: whole numbers from 0 on, and a number above all of them, as `dense` gives them.
     """
     count = len(columns[0][0])
+    kind = pa.int32() if math.prod(above for _, above in columns) < _MOST_SHORT else pa.int64()
     code, size = columns[0]
     for column, above in columns[1:]:
         if size * above >= _MOST_CODES:  # numbered anew, both stay below the number of rows
             code, size = dense(code)
         if above > 1:
-            code, size = pc.add(pc.multiply(code, pa.scalar(above)), column), size * above
+            code, size = pc.add(pc.multiply(_as(kind, code), pa.scalar(above, kind)), _as(kind, column)), size * above
     if size > _SPARSE * count:
         code, size = dense(code)
     last = pc.inverse_permutation(code, max_index=size - 1) if size else code
     return None if size - last.null_count == count else last.drop_null().sort()
+
+
+def _as(kind: pa.DataType, column: pa.Array) -> pa.Array:
+    return column if column.type == kind else column.cast(kind)
 
 
 def marked(marks: Sequence[bool], encoded: pa.DictionaryArray) -> pa.Array:
@@ -76,9 +83,14 @@ def marked(marks: Sequence[bool], encoded: pa.DictionaryArray) -> pa.Array:
 def named(enum: Any, numbers: pa.Array) -> pa.Array:
     """Return each enum number's wire name; an unknown number as its digits."""
     encoded = numbers.dictionary_encode()
-    known = {number: name for name, number in enum.items()}
+    known = _names(enum)
     names = [known.get(number, str(number)) for number in encoded.dictionary.to_pylist()]
     return pa.array(names, pa.string()).take(encoded.indices)
+
+
+@cache
+def _names(enum: Any) -> Mapping[int, str]:
+    return {number: name for name, number in enum.items()}
 
 
 def numbers(kept: Mapping[str, pa.Array], lost: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
@@ -138,7 +150,7 @@ def fields(messages: pa.StructArray | None) -> dict[str, pa.Array]:
     """Return the fields of messages, null where the message is; none when there is no message."""
     if messages is None or messages.null_count == len(messages) > 0:
         return {}
-    return dict(zip((field.name for field in messages.type), messages.flatten(), strict=True))
+    return dict(zip(messages.type.names, messages.flatten(), strict=True))
 
 
 def one_each(values: pa.Array) -> pa.ListArray:

@@ -170,6 +170,8 @@ def _columns(payloads: Sequence[bytes]) -> Messages:
     full = fields(whole)
     market = full.get("marketFF")
     info = _rare("marketInfo", frames.column("marketInfo"))
+    if info is not None and len(info.rows.unique()) < len(info.rows):
+        raise ValueError("a frame has market info twice")
     others = {
         "ltpc": _rare("ltpc", top["ltpc"], beside=whole),
         "firstLevelWithGreeks": _rare("firstLevelWithGreeks", top["firstLevelWithGreeks"], beside=whole),
@@ -195,13 +197,11 @@ def _rare(field: str, bodies: pa.ListArray | None, *, beside: pa.StructArray | N
         beside: what a row may not have with them.
 
     Raises:
-        ValueError: a row has several, or has both.
+        ValueError: a row has both.
     """
     if bodies is None or not len(bodies.values):
         return None
     rows = pc.list_parent_indices(bodies)
-    if pc.max(pc.list_value_length(bodies)).as_py() > 1:
-        raise ValueError("a message has a field twice")
     if beside is not None and beside.null_count < len(beside) and pc.any(beside.is_valid().take(rows)).as_py():
         raise ValueError("an entry has two branches where one is allowed")
     return Rare(rows, _OF_RARE[field].array_to_record_batch(bodies.flatten()).to_struct_array())
@@ -211,17 +211,17 @@ def _merged(count: int, market: dict[str, pa.Array], others: Mapping[str, Rare])
     """Put what a few entries have in other branches in among the columns of those that have a `marketFF`.
 
     Raises:
-        ValueError: an entry has two branches.
+        ValueError: an entry has two branches, or one twice.
     """
     if not others:
         return market
     parts = [{name: one.messages} if name == "ltpc" else _named(one.messages) for name, one in others.items()]
     rows = pa.concat_arrays([one.rows for one in others.values()])
-    if len(rows) == count and len(parts) == 1:
-        return parts[0]
     behind = pc.scatter(pa.arange(count, count + len(rows)), rows, max_index=count - 1)
     if behind.null_count != count - len(rows):
         raise ValueError("an entry has two branches where one is allowed")
+    if len(parts) == 1 and len(rows) == count:
+        return parts[0]
     place = pc.coalesce(behind, pa.arange(0, count))
     pieces = [(market, count), *zip(parts, (len(one.rows) for one in others.values()), strict=True)]
     for name, kind in {name: column.type for part in parts for name, column in part.items()}.items():

@@ -5,6 +5,7 @@ Laws:
 * A zero of atp, vtt, oi, iv, tbq, tsq and the auction fields is null: proto3 cannot tell it from "not sent".
 * NaN and infinities are nulls. Of duplicate keys in one frame the last wins (the parser yields both).
 * No column shares memory with the parser's: one that did would keep all that was parsed alive, ten times the rows.
+  Columns of one type lie in one piece of memory, and go together.
 * Arithmetic on times is bounded before it is done; a time that does not fit gives no row, never a wrapped one.
 """
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoded", "decode", "instrument_rows", "last_versions"]
 
+_TYPES: Final = {name: [(field.name, field.type) for field in schema] for name, schema in SCHEMAS.items()}
 _EMPTY: Final = {name: schema.empty_table() for name, schema in SCHEMAS.items()}
 _DAY_MS: Final = 86_400_000
 _DAY_US: Final = _DAY_MS * 1000
@@ -174,10 +176,18 @@ def _ticks(entries: Entries, of_frames: Mapping[str, pa.Array], recorder_id: str
     if "ltt" in columns and not within(columns["ltt"], -_MAX_MS + 1, _MAX_MS - 1):
         columns["ltt"] = pc.if_else(_in_range(columns["ltt"]), columns["ltt"], None)
     if book is not None:
-        offsets, missing = copied(book.offsets), book.is_null() if book.null_count else None
+        shape = _shape(book)
         for name in _BOOK:
-            columns[name] = pa.ListArray.from_arrays(offsets, columns[name], mask=missing)
+            values = columns[name]
+            columns[name] = pa.Array.from_buffers(pa.list_(values.type), count, shape, children=[values])
     return _table("ticks", columns, count)
+
+
+def _shape(lists: pa.ListArray) -> Sequence[pa.Buffer | None]:
+    """Return validity and offsets of lists, in memory of their own."""
+    missing = lists.is_null() if lists.null_count else None
+    shape = pa.ListArray.from_arrays(copied(lists.offsets), pa.nulls(len(lists.values)), mask=missing)
+    return tuple(shape.buffers()[:2])
 
 
 def _candles(
@@ -302,8 +312,7 @@ def _in_range(ms: pa.Array) -> pa.Array:
 
 def _table(name: str, columns: Mapping[str, pa.Array], count: int) -> pa.Table:
     """Return a table of so many rows; a column that is not given is null."""
-    found = [(columns.get(field.name), field.type) for field in SCHEMAS[name]]
     arrays = [
-        pa.nulls(count, kind) if one is None else one if one.type == kind else one.view(kind) for one, kind in found
+        columns[column].view(kind) if column in columns else pa.nulls(count, kind) for column, kind in _TYPES[name]
     ]
     return pa.table(arrays, schema=SCHEMAS[name])
