@@ -471,6 +471,14 @@ def test_symbols_are_those_of_the_definitions_in_force() -> None:
     assert {row["symbol"] for row in rows(run(frame, definitions=known))} == {"HINDCOPPER", "B", "C"}
 
 
+def test_symbols_follow_the_definitions_that_are_given() -> None:
+    """What is kept of one mapping is for that mapping alone."""
+    frame = message(feeds={KEY: pb.Feed(), "K": pb.Feed()})
+    some, others = ({KEY: Definition(instrument_key=KEY, symbol=name)} for name in ("ONE", "OTHER"))
+    found = [{row["symbol"] for row in rows(run(frame, definitions=known))} for known in (some, some, others, {}, some)]
+    assert found == [{"ONE", "K"}, {"ONE", "K"}, {"OTHER", "K"}, {KEY, "K"}, {"ONE", "K"}]
+
+
 def test_definitions_become_rows() -> None:
     """Every field of a definition has its column."""
     one = Definition(instrument_key=KEY, symbol="X", expiry=dt.date(2026, 9, 24), strike=1.5, lot_size=50)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,14 +25,15 @@ class Entries:
     """The feed entries of all frames, one row each, duplicates and unusable keys gone.
 
     Attributes:
-        names: the distinct instrument keys.
+        names: the distinct instrument keys; `keys` the same in an array.
         codes: of each entry, the index of its key in them.
         frame: index of the frame each entry came in.
         mode: RequestMode of each.
         columns: what each holds (parsing.Messages).
     """
 
-    names: pa.Array
+    names: Sequence[str]
+    keys: pa.Array
     codes: pa.Array
     frame: pa.Array
     mode: pa.Array
@@ -43,10 +44,15 @@ class Entries:
         """Return the entries of messages, and those under a key that no store can hold."""
         keys = found.keys.dictionary_encode()
         entries = cls(
-            names=keys.dictionary, codes=keys.indices, frame=found.frame, mode=found.mode, columns=found.columns
+            names=keys.dictionary.to_pylist(),
+            keys=keys.dictionary,
+            codes=keys.indices,
+            frame=found.frame,
+            mode=found.mode,
+            columns=found.columns,
         )
-        last = last_of_each((keys.indices, len(keys.dictionary)), (found.frame, len(frames)))
-        marks = unusable_of(keys.dictionary.to_pylist())
+        last = last_of_each((entries.codes, len(entries.names)), (entries.frame, len(frames)))
+        marks = unusable_of(entries.names)
         if not any(marks):
             return entries if last is None else entries.take(last), []
         bad = marked(marks, keys)
@@ -65,7 +71,7 @@ class Entries:
 
     def key(self, row: int) -> str:
         """Return the instrument key of an entry."""
-        return str(self.names[self.codes[row].as_py()].as_py())
+        return self.names[int(self.codes[row].as_py())]
 
     def take(self, rows: pa.Array) -> Entries:
         """Return these entries, in this order."""
@@ -79,5 +85,27 @@ class Entries:
 
     def symbols(self, definitions: Mapping[str, Definition]) -> pa.Array:
         """Return the symbol of each of `names`; the key where no definition knows one."""
-        known = [(key, definitions.get(key)) for key in self.names.to_pylist()]
-        return pa.array([key if one is None else one.symbol or key for key, one in known], pa.string())
+        known = _last[0]
+        if known.definitions is not definitions:
+            known = _last[0] = _Symbols(definitions)
+        return pa.array(map(known.__getitem__, self.names), pa.string())
+
+
+class _Symbols(dict[str, str]):
+    """Symbols by key under one set of definitions, each looked up when it is first asked for."""
+
+    def __init__(self, definitions: Mapping[str, Definition]) -> None:
+        super().__init__()
+        self.definitions = definitions
+
+    def __missing__(self, key: str) -> str:
+        one = self.definitions.get(key)
+        if one is None:
+            return key  # and not kept: of keys that nobody defines there may be any number
+        self[key] = symbol = one.symbol or key
+        return symbol
+
+
+_last: Final = [
+    _Symbols({})
+]  # the definitions of one run of frames are mostly those of the run before, the same object

@@ -82,7 +82,8 @@ def decode(frames: Sequence[Frame], *, recorder_id: str, definitions: Mapping[st
     Args:
         frames: in order of seq; one set of definitions governs them all.
         recorder_id: of the recorder that received them.
-        definitions: instrument key → definition in force at these frames.
+        definitions: instrument key → definition in force at these frames; not to be changed afterwards, since symbols
+            are kept for the next run of frames that comes with the same mapping.
 
     Guarantees:
         A pure function of its arguments. Every frame yields its rows or a Rejected.
@@ -93,6 +94,7 @@ def decode(frames: Sequence[Frame], *, recorder_id: str, definitions: Mapping[st
     frame_us, restamped = _frame_times(messages.current_ms, good)
     entries, bad_keys = Entries.of(messages, good)
     of_frames = {
+        "recorder_id": pa.repeat(recorder_id, len(good)),
         "time": int64(frame_us),
         "received_at": int64([frame.received_ns // 1000 for frame in good]),
         "seq": int64([frame.seq for frame in good]),
@@ -100,8 +102,8 @@ def decode(frames: Sequence[Frame], *, recorder_id: str, definitions: Mapping[st
     }
     symbols = entries.symbols(definitions)
     statuses, bad_segments = _market_status(messages.info, of_frames, good)
-    candles, bad_candles = _candles(entries, of_frames, recorder_id, symbols, good)
-    ticks = _ticks(entries, of_frames, recorder_id, symbols)
+    candles, bad_candles = _candles(entries, of_frames, symbols, good)
+    ticks = _ticks(entries, of_frames, symbols)
     tables = {"ticks": ticks, "candles": candles, "market_status": statuses}
     return Decoded(
         tables={name: tables.get(name, _EMPTY[name]) for name in TABLES},
@@ -148,7 +150,7 @@ def _days(seqs: Sequence[int], frame_us: Sequence[int]) -> tuple[tuple[dt.date, 
     return tuple((dt.date.fromordinal(_EPOCH_DAY + day), tuple(of_day)) for day, of_day in days.items())
 
 
-def _ticks(entries: Entries, of_frames: Mapping[str, pa.Array], recorder_id: str, symbols: pa.Array) -> pa.Table:
+def _ticks(entries: Entries, of_frames: Mapping[str, pa.Array], symbols: pa.Array) -> pa.Table:
     count, found = len(entries), entries.columns
     ltpc, greeks = fields(found.get("ltpc")), fields(found.get("optionGreeks"))
     book = found.get("bidAskQuote")
@@ -161,8 +163,7 @@ def _ticks(entries: Entries, of_frames: Mapping[str, pa.Array], recorder_id: str
     values = [*((greeks | ltpc).items()), *quotes.items()]
     columns: dict[str, pa.Array] = {
         **{name: column.take(entries.frame) for name, column in of_frames.items()},
-        "recorder_id": pa.repeat(recorder_id, count),
-        "instrument_key": entries.names.take(entries.codes),
+        "instrument_key": entries.keys.take(entries.codes),
         "symbol": symbols.take(entries.codes),
         "mode": named(pb.RequestMode, entries.mode),
     }
@@ -191,35 +192,35 @@ def _shape(lists: pa.ListArray) -> Sequence[pa.Buffer | None]:
 
 
 def _candles(
-    entries: Entries, of_frames: Mapping[str, pa.Array], recorder_id: str, symbols: pa.Array, frames: Sequence[Frame]
+    entries: Entries, of_frames: Mapping[str, pa.Array], symbols: pa.Array, frames: Sequence[Frame]
 ) -> tuple[pa.Table, list[Rejected]]:
     lists = entries.columns.get("ohlc")
     if lists is None or not len(lists.values):
         return _EMPTY["candles"], []
     values, entry = lists.flatten(), pc.list_parent_indices(lists)
     start_ms, intervals = values.field("ts"), values.field("interval").dictionary_encode()
-    names = intervals.dictionary.to_pylist()
+    names, interval = intervals.dictionary.to_pylist(), intervals.indices
     rows, rejected = _good_candles(start_ms, intervals, names, entry, entries, frames)
     if rows is not None:
-        entry, intervals, start_ms = (one.take(rows) for one in (entry, intervals, start_ms))
+        entry, interval, start_ms = (one.take(rows) for one in (entry, interval, start_ms))
     codes = entries.codes.take(entry)
-    last = last_of_each((codes, len(entries.names)), (intervals.indices, len(names)), dense(start_ms))
+    last = last_of_each((codes, len(entries.names)), (interval, len(names)), dense(start_ms))
     if last is not None:
         rows = last if rows is None else rows.take(last)
         entry, codes = entry.take(last), codes.take(last)
     if rows is not None:
         values = values.take(rows)
+    frame = entries.frame.take(entry)
     floats = numbers({name: values.field(name) for name in ("open", "high", "low", "close")}, {})
     ints = numbers({"volume": values.field("vol"), "time": values.field("ts")}, {})
     columns = {
         **floats,
         "volume": ints["volume"],
         "time": pc.multiply(ints["time"], pa.scalar(1000)),
-        "recorder_id": pa.repeat(recorder_id, len(values)),
-        "instrument_key": entries.names.take(codes),
+        **{name: of_frames[name].take(frame) for name in ("recorder_id", "seq")},
+        "instrument_key": entries.keys.take(codes),
         "symbol": symbols.take(codes),
         "interval": copied(values.field("interval")),
-        "seq": of_frames["seq"].take(entries.frame.take(entry)),
     }
     return _table("candles", columns, len(values)), rejected
 
@@ -234,8 +235,8 @@ def _good_candles(
 ) -> tuple[pa.Array | None, list[Rejected]]:
     """Return the candles that have a name and a start, None if all have, and of these reject what no store can hold."""
     named = pc.not_equal(start_ms, pa.scalar(0))
-    if not all(names):
-        named = pc.and_(named, marked([bool(name) for name in names], intervals))
+    if "" in names:
+        named = pc.and_(named, pc.not_equal(intervals.indices, pa.scalar(names.index(""), pa.int32())))
     if within(start_ms, -_MAX_MS + 1, _MAX_MS - 1) and not any(map(is_unusable, names)):
         rows = pc.indices_nonzero(named)
         return None if len(rows) == len(named) else rows, []
