@@ -101,6 +101,7 @@ def numbers(kept: Mapping[str, pa.Array], lost: Mapping[str, pa.Array]) -> dict[
     columns = [*kept.values(), *lost.values()]
     if not columns:
         return {}
+    columns.append(columns[0].slice(0, 0))  # of a single array concat_arrays makes no copy
     one, rows = finite(pa.concat_arrays(columns)), sum(map(len, kept.values()))
     found = _parts(kept, one)
     return found | _parts(lost, null_if_zero(one.slice(rows))) if lost else found

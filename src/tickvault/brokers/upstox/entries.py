@@ -106,6 +106,5 @@ class _Symbols(dict[str, str]):
         return symbol
 
 
-_last: Final = [
-    _Symbols({})
-]  # the definitions of one run of frames are mostly those of the run before, the same object
+# The definitions of one run of frames are mostly those of the run before, and the same object.
+_last: Final = [_Symbols({})]

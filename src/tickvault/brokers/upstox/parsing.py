@@ -219,7 +219,7 @@ def _merged(count: int, market: dict[str, pa.Array], others: Mapping[str, Rare])
     rows = pa.concat_arrays([one.rows for one in others.values()])
     behind = pc.scatter(pa.arange(count, count + len(rows)), rows, max_index=count - 1)
     if behind.null_count != count - len(rows):
-        raise ValueError("an entry has two branches where one is allowed")
+        raise ValueError("an entry has two branches where one is allowed, or one twice")
     if len(parts) == 1 and len(rows) == count:
         return parts[0]
     place = pc.coalesce(behind, pa.arange(0, count))

@@ -160,7 +160,7 @@ def _ticks(entries: Entries, of_frames: Mapping[str, pa.Array], symbols: pa.Arra
         zeroes["iep"] = pc.coalesce(ltpc["iep"], zeroes["iep"]) if "iep" in zeroes else ltpc["iep"]
     if "ltt" in ltpc:
         zeroes["ltt"] = ltpc["ltt"]
-    values = [*((greeks | ltpc).items()), *quotes.items()]
+    others = {name: column for name, column in (greeks | ltpc | quotes).items() if name not in zeroes}
     columns: dict[str, pa.Array] = {
         **{name: column.take(entries.frame) for name, column in of_frames.items()},
         "instrument_key": entries.keys.take(entries.codes),
@@ -171,7 +171,7 @@ def _ticks(entries: Entries, of_frames: Mapping[str, pa.Array], symbols: pa.Arra
         columns["cas_eligible"] = copied(found["casEligible"])
     for kind in (pa.float64(), pa.int64()):
         columns |= numbers(
-            kept={name: column for name, column in values if column.type == kind and name not in zeroes},
+            kept={name: column for name, column in others.items() if column.type == kind},
             lost={name: column for name, column in zeroes.items() if column.type == kind},
         )
     if "ltt" in columns and not within(columns["ltt"], -_MAX_MS + 1, _MAX_MS - 1):
@@ -179,8 +179,8 @@ def _ticks(entries: Entries, of_frames: Mapping[str, pa.Array], symbols: pa.Arra
     if book is not None:
         shape = _shape(book)
         for name in _BOOK:
-            values = columns[name]
-            columns[name] = pa.Array.from_buffers(pa.list_(values.type), count, shape, children=[values])
+            kind = pa.list_(columns[name].type)
+            columns[name] = pa.Array.from_buffers(kind, count, shape, children=[columns[name]])
     return _table("ticks", columns, count)
 
 
