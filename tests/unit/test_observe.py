@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tickvault.brokers.upstox.observe import Observation, Observer, RawFrame, Said, Show, Sight, observe
+from tickvault.brokers.upstox.observe import HOLLOW_BYTES, Observation, Observer, RawFrame, Said, Show, Sight, observe
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.model import Mode
 from tickvault.simulator.frames import empty_entry, garbage, market_info
@@ -71,6 +71,23 @@ def test_anything_in_it_is_data(feed: pb.Feed) -> None:
     assert seen(pb.FeedResponse(feeds={"K": feed})).keys == ("K",)
 
 
+def hollow_bytes(of: Any) -> int:
+    """Return the length of the longest message that has messages in it and nothing else; one of a union."""
+    unions: dict[str, int] = {}
+    for field in of.fields:
+        if field.message_type is not None and not field.is_repeated:
+            size = 2 + hollow_bytes(field.message_type)  # a tag and a length
+            name = field.containing_oneof.name if field.containing_oneof else field.name
+            unions[name] = max(unions.get(name, 0), size)
+    return sum(unions.values())
+
+
+def test_what_is_longer_than_any_empty_entry_is_data() -> None:
+    """By the .proto, a mode included: so most entries need not be parsed."""
+    mode = pb.Feed(requestMode=pb.full_d5).SerializeToString()
+    assert hollow_bytes(pb.Feed.DESCRIPTOR) + len(mode) == HOLLOW_BYTES
+
+
 def test_statuses_are_verbatim() -> None:
     """Segments by the enum's name, auctions in the broker's words and with their times."""
     frame = market_info(
@@ -89,13 +106,16 @@ def test_unknown_numbers_are_told() -> None:
     message.marketInfo.segmentStatus["NSE_EQ"] = 11  # type: ignore[assignment]
     one = seen(message)
     assert (one.kind, one.segments) == (Show.UNKNOWN, {"NSE_EQ": "11"})
-    assert set(one.novelties) == {"Type 7", "RequestMode 9", "MarketStatus 11"}
+    assert set(one.novelties) == {"Type 7", "MarketStatus 11"}
+    assert set(seen(message, deep=True).novelties) == {"Type 7", "RequestMode 9", "MarketStatus 11"}
 
 
 def test_garbage_is_no_error() -> None:
     """What does not decode is seen as that."""
     assert seen(garbage(64)).kind is Show.BROKEN
     assert seen(b"\x12\x00" * 60_000).kind is Show.BROKEN
+    entry_of_garbage = b"\x12\x06\x0a\x01K\x12\x01\xff"
+    assert seen(entry_of_garbage).kind is Show.BROKEN
 
 
 def drifted() -> bytes:

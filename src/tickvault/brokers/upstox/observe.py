@@ -1,7 +1,8 @@
 """What a frame says, seen from outside: which keys it serves, what it says of the market, what in it is new. Pure.
 
-For supervision only: rows come from wire.py, and nothing here decides what is recorded. It is cheap (a microsecond an
-entry), since it looks at every frame once more.
+For supervision only: rows come from wire.py, and nothing here decides what is recorded. It is cheap (half a microsecond an
+entry), since it looks at every frame once more: entries are bytes to it, but for those of a sample, and those so short
+that they may be empty.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from tickvault.brokers.upstox.parsing import misshapen
@@ -24,13 +28,35 @@ if TYPE_CHECKING:
 
 __all__ = ["Observation", "Observer", "RawFrame", "Said", "Show", "Sight", "observe"]
 
-SAMPLE: Final = 64  # one frame in so many is searched for unknown fields
-SAMPLE_ENTRIES: Final = 20  # of such a frame
+SAMPLE: Final = 32  # one frame in so many is searched for unknown modes and fields
+SAMPLE_ENTRIES: Final = 20  # of such a frame, for fields
+HOLLOW_BYTES: Final = 16  # an entry of no more may have nothing in it: messages within messages, all empty
 SIGHT_FRAMES: Final = 256  # between two looks, a quarter of a second: the broker sends about one
 SIGHT_BYTES: Final = 4 * 1024 * 1024  # snapshots of 5,000 keys in full; a single frame may have more
 MAX_NOVELTIES: Final = 100  # kept in mind, so that each is told once
 
 _TYPES: Final = frozenset(pb.Type.values())
+
+
+def _outline() -> type[Any]:
+    """Return the class of a frame whose entries are bytes."""
+    file = FileDescriptorProto()
+    pb.DESCRIPTOR.CopyToProto(file)
+    (entry,) = (
+        one for message in file.message_type for one in message.nested_type
+        if message.name == "FeedResponse" and one.name == "FeedsEntry"
+    )  # fmt: skip
+    (value,) = (field for field in entry.field if field.name == "value")
+    value.type = FieldDescriptorProto.TYPE_BYTES
+    value.ClearField("type_name")
+    pool = DescriptorPool()
+    for name in file.dependency:
+        pool.AddSerializedFile(pb.DESCRIPTOR.pool.FindFileByName(name).serialized_pb)
+    pool.AddSerializedFile(file.SerializeToString())
+    return GetMessageClass(pool.FindMessageTypeByName(pb.FeedResponse.DESCRIPTOR.full_name))
+
+
+_OUTLINE: Final = _outline()
 _MODES: Final = frozenset(pb.RequestMode.values())
 _STATUSES: Final = {number: name for name, number in pb.MarketStatus.items()}
 
@@ -148,28 +174,26 @@ def observe(frame: RawFrame, *, deep: bool = False, told: set[str] | None = None
 
     Args:
         frame: any bytes.
-        deep: search for unknown fields too.
+        deep: look into all entries, and search for unknown modes and fields too.
         told: novelties not to be told again; those found are added.
     """
-    try:
-        message = None if misshapen(frame.payload) else pb.FeedResponse.FromString(frame.payload)
-    except DecodeError:
-        message = None
-    if message is None:
-        return _observation(frame, kind=Show.BROKEN)
     keys: list[str] = []
     empty: list[str] = []
     novelties: list[str] = []
-    for key, feed in message.feeds.items():
-        (keys if _has_data(feed) else empty).append(key)
-        if feed.requestMode not in _MODES:
-            novelties.append(f"RequestMode {feed.requestMode}")
+    try:
+        message = None if misshapen(frame.payload) else _OUTLINE.FromString(frame.payload)
+        if message is None:
+            return _observation(frame, kind=Show.BROKEN)
+        for key, entry in message.feeds.items():
+            (keys if len(entry) > HOLLOW_BYTES or _has_data(pb.Feed.FromString(entry)) else empty).append(key)
+        if deep:
+            novelties += _unknown(pb.FeedResponse.FromString(frame.payload))
+    except DecodeError:
+        return _observation(frame, kind=Show.BROKEN)
     info = message.marketInfo
     if message.type not in _TYPES:
         novelties.append(f"Type {message.type}")
     novelties += [f"MarketStatus {number}" for number in info.segmentStatus.values() if number not in _STATUSES]
-    if deep:
-        novelties += _unknown_fields(message)
     return _observation(
         frame,
         kind=_SHOWS.get(message.type, Show.UNKNOWN),
@@ -207,7 +231,8 @@ def _new(novelties: Iterable[str], told: set[str]) -> tuple[str, ...]:
     return found
 
 
-def _unknown_fields(message: pb.FeedResponse) -> Iterator[str]:
+def _unknown(message: pb.FeedResponse) -> Iterator[str]:
+    yield from (f"RequestMode {one.requestMode}" for one in message.feeds.values() if one.requestMode not in _MODES)
     yield from _unknown_in(message)
     yield from _unknown_in(message.marketInfo)
     for _, feed in zip(range(SAMPLE_ENTRIES), message.feeds.values(), strict=False):
