@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Collector"]
 
 _READ_FRAMES: Final = 2_000
-_READ_BYTES: Final = 4_000_000  # decoded at a time, while catching up: bounds memory whatever the policy is
+_READ_BYTES: Final = 2_000_000  # decoded at a time, while catching up: bounds memory whatever the policy is
 _LEAST_READ_BYTES: Final = 1_000_000  # at the journal's end: parsing takes ten times the memory of what is parsed
 _READ_S: Final = 2.0  # what is not due is read meanwhile, or it would be much to decode at once
 
