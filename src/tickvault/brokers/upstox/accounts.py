@@ -13,7 +13,7 @@ from tickvault.brokers.upstox.plan import LIMITS, SubscribeRequest
 from tickvault.model import Mode, segment_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tickvault.brokers.upstox.observe import Observation
 
@@ -78,20 +78,15 @@ class KeyReport:
 
 
 @dataclass(slots=True)
-class _Account:
-    """One key; times are monotonic seconds."""
+class _Asked:
+    """A request: for which mode, and when it was made, in monotonic seconds."""
 
     mode: Mode
-    request: int
-    over: bool
-    asked_s: float | None = None  # on this connection
-    due_s: float | None = None  # since when data of it is due: since it was asked for, or its excuse ended
-    unsure: bool = False  # its data may have gone by unobserved
-    empty: bool = False
+    at_s: float | None = None
 
 
 class Accounts:
-    """Books of one feed's keys, kept in the event loop: what is done each second goes through those that wait alone.
+    """Books of one feed's keys, kept in the event loop: no more is done a key than must be, of thousands at once.
 
     Args:
         patience_s: how long after its subscribe a key may be silent.
@@ -101,11 +96,18 @@ class Accounts:
     def __init__(self, patience_s: float = PATIENCE_S, again_s: float = AGAIN_S) -> None:
         self._patience_s = patience_s
         self._again_s = again_s
-        self._accounts: dict[str, _Account] = {}
-        self._waiting: dict[str, _Account] = {}  # those that have not delivered on this connection
+        self._asked: list[_Asked] = []  # on this connection
+        self._request: dict[str, int] = {}  # key → number of the one that it is in
+        self._over: set[str] = set()
         self._answered: set[int] = set()
         self._repeated: set[int] = set()
-        self._requests = 0
+        # Those that have not delivered on this connection; and which of these had an empty entry, may have had data that
+        # went by unobserved, or have been due since another time than that at which they were asked for: since a connection
+        # before, or since their excuse ended.
+        self._waiting: dict[str, None] = {}
+        self._empty: set[str] = set()
+        self._unsure: set[str] = set()
+        self._due_s: dict[str, float] = {}
         self._seen_s: dict[str, float] = {}  # key → its last data ever; those silent for longest first
         self._missing: set[str] = set()  # told as such
         self._held_s = float("-inf")
@@ -118,77 +120,88 @@ class Accounts:
     def open(self, requests: Sequence[SubscribeRequest]) -> None:
         """Begin with a new connection, on which these requests will be made."""
         # What the connection before did not serve has been due since then.
-        before, self._accounts, self._waiting = self._waiting, {}, {}
-        self._answered, self._repeated, self._requests = set(), set(), 0
+        due_s = {key: since_s for key in self._waiting if (since_s := self._since_s(key)) is not None}
+        self._asked, self._request, self._waiting, self._due_s = [], {}, {}, {}
+        for some in (self._over, self._empty, self._unsure, self._answered, self._repeated):
+            some.clear()
         self.extend(requests)
-        for key in before.keys() & self._accounts.keys():
-            self._accounts[key].due_s = before[key].due_s
+        self._due_s = due_s
 
     def extend(self, requests: Sequence[SubscribeRequest]) -> int:
         """Expect more requests on the same connection; return the number of the first of them."""
-        first = self._requests
-        self._requests += len(requests)
-        counts = Counter(one.mode for one in self._accounts.values())
+        first = len(self._asked)
+        counts = Counter(self._asked[number].mode for number in self._request.values())
         combined = len({*counts, *(request.mode for request in requests)}) > 1
         for number, request in enumerate(requests, first):
-            room = LIMITS[request.mode][combined] - counts[request.mode]
+            room = max(0, LIMITS[request.mode][combined] - counts[request.mode])
             counts[request.mode] += len(request.keys)
-            new = {key: _Account(request.mode, number, at >= room) for at, key in enumerate(request.keys)}
-            self._accounts |= new
-            self._waiting |= new
+            self._forget(request.keys)
+            self._asked.append(_Asked(request.mode))
+            self._request.update(dict.fromkeys(request.keys, number))
+            self._waiting.update(dict.fromkeys(request.keys))
+            self._over.update(request.keys[room:])
         return first
 
-    def drop(self, keys: Iterable[str]) -> None:
+    def drop(self, keys: Sequence[str]) -> None:
         """Close the books of keys that are no longer subscribed to."""
+        self._forget(keys)
         for key in keys:
-            self._accounts.pop(key, None)
+            self._request.pop(key, None)
             self._waiting.pop(key, None)
+
+    def _forget(self, keys: Sequence[str]) -> None:
+        for some in filter(None, (self._over, self._empty, self._unsure)):
+            some.difference_update(keys)
+        for key in keys if self._due_s else ():
+            self._due_s.pop(key, None)
+
+    def _since_s(self, key: str) -> float | None:
+        """Return since when data of a key that waits is due; None when it was not asked for."""
+        return self._due_s.get(key, self._asked[self._request[key]].at_s)
 
     def overdue(self, now_s: float) -> tuple[SubscribeRequest, ...]:
         """Return requests that brought nothing in their time, not even an empty entry, while others did; each once."""
         if not self._answered:
             return ()  # then it is the connection that is not served
-        told = self._answered | self._repeated | {one.request for one in self._waiting.values() if one.empty}
-        keys: dict[tuple[int, Mode], list[str]] = {}
-        for key, one in self._waiting.items():
-            if one.request not in told and one.asked_s is not None and now_s - one.asked_s >= self._again_s:
-                keys.setdefault((one.request, one.mode), []).append(key)
-        self._repeated.update(number for number, _ in keys)
-        return tuple(SubscribeRequest(mode=mode, keys=tuple(of)) for (_, mode), of in keys.items())
+        told = self._answered | self._repeated | {self._request[key] for key in self._empty}
+        late = {
+            number for number, asked in enumerate(self._asked)
+            if number not in told and asked.at_s is not None and now_s - asked.at_s >= self._again_s
+        }  # fmt: skip
+        keys: dict[int, list[str]] = {}
+        for key in self._waiting if late else ():
+            if (number := self._request[key]) in late:
+                keys.setdefault(number, []).append(key)
+        self._repeated.update(keys)
+        return tuple(SubscribeRequest(mode=self._asked[number].mode, keys=tuple(of)) for number, of in keys.items())
 
     @property
     def keys(self) -> tuple[str, ...]:
         """What is subscribed to, or will be."""
-        return tuple(self._accounts)
+        return tuple(self._request)
 
     def subscribed(self, request: int, now_s: float) -> None:
         """Note that a request is sent."""
-        for account in self._accounts.values():
-            if account.request == request:
-                account.asked_s = now_s
-                account.due_s = now_s if account.due_s is None else account.due_s
+        self._asked[request].at_s = now_s
 
     def overlook(self) -> None:
         """Note that frames went by unobserved: of a key that has not delivered nothing is known on this connection."""
-        for account in self._waiting.values():
-            account.unsure |= account.asked_s is not None
+        self._unsure.update(key for key in self._waiting if self._asked[self._request[key]].at_s is not None)
 
     def note(self, observation: Observation) -> bool:
         """Take in what a frame says; return whether it has data of a subscribed key."""
-        accounts, waiting, seen_s, at_s = self._accounts, self._waiting, self._seen_s, observation.received_s
-        delivered = False
-        for key in observation.keys:
-            if key not in accounts:
-                continue
-            delivered = True
-            seen_s.pop(key, None)
-            seen_s[key] = at_s
-            if key in waiting:
-                self._answered.add(waiting.pop(key).request)
-        for key in observation.empty:
-            if key in waiting:
-                waiting[key].empty = True
-        return delivered
+        keys, seen_s, waiting = observation.keys, self._seen_s, self._waiting
+        if self._request.keys().isdisjoint(keys):
+            keys = ()
+        for key in keys:
+            if seen_s.pop(key, None) is not None or key in self._request:
+                seen_s[key] = observation.received_s
+        new = [key for key in keys if key in waiting] if waiting else []
+        for key in new:
+            del waiting[key]
+        self._answered.update(map(self._request.__getitem__, new))
+        self._empty.update(key for key in observation.empty if key in waiting)
+        return bool(keys)
 
     def report(self, now_s: float, phases: Mapping[str, Phase]) -> KeyReport:
         """Return how the keys do.
@@ -198,18 +211,17 @@ class Accounts:
             phases: segment → what it is doing.
         """
         silent: dict[Why, list[str]] = {}
-        pending = 0
-        judge = self._judge(phases)
-        for key, account in self._waiting.items():
-            if not account.empty and (account.asked_s is None or now_s - account.asked_s < self._patience_s):
-                pending += 1
-                continue
-            silent.setdefault(judge(key, account), []).append(key)
-        oldest = ((key, seen_s) for key, seen_s in self._seen_s.items() if key in self._accounts)
+        ripe = self._ripe(now_s)
+        if self._empty or any(ripe):
+            judge = self._judge(_excuses(phases))
+            for key in self._waiting:
+                if ripe[self._request[key]] or key in self._empty:
+                    silent.setdefault(judge(key), []).append(key)
+        oldest = ((key, seen_s) for key, seen_s in self._seen_s.items() if key in self._request)
         return KeyReport(
-            subscribed=len(self._accounts),
-            delivering=len(self._accounts) - len(self._waiting),
-            pending=pending,
+            subscribed=len(self._request),
+            delivering=len(self._request) - len(self._waiting),
+            pending=len(self._waiting) - sum(map(len, silent.values())),
             silent={why: _keys(keys) for why, keys in silent.items()},
             never_seen=_keys([key for key in self._waiting if key not in self._seen_s]),
             oldest=tuple((key, round(now_s - seen_s, 1)) for key, seen_s in islice(oldest, SAMPLE)),
@@ -226,20 +238,23 @@ class Accounts:
             held: whether the absence of data says nothing of a key now; patience begins anew when that is over.
         """
         found: dict[tuple[Why, float], list[str]] = {}
-        judge = self._judge(phases)
         self._held_s = now_s if held else self._held_s
-        since_s = now_s - self._patience_s
-        waited = self._held_s <= since_s
-        for key, account in self._waiting.items():
-            if account.unsure or key in self._missing:
+        ripe, excuses, since_s = self._ripe(now_s), _excuses(phases), now_s - self._patience_s
+        if not (excuses or self._empty or any(ripe)):
+            return found
+        judge, waited = self._judge(excuses), self._held_s <= since_s
+        for key in self._waiting:
+            if key in self._unsure or key in self._missing:
                 continue
-            if account.asked_s is None or account.due_s is None:
+            number = self._request[key]
+            asked_s = self._asked[number].at_s
+            if asked_s is None:
                 continue
-            why = judge(key, account)
+            why, due_s = judge(key), self._due_s.get(key, asked_s)
             if why in EXCUSES:
-                account.due_s = now_s
-            elif account.empty or (waited and account.asked_s <= since_s and account.due_s <= since_s):
-                found.setdefault((why, account.due_s), []).append(key)
+                self._due_s[key] = now_s
+            elif key in self._empty or (waited and ripe[number] and due_s <= since_s):
+                found.setdefault((why, due_s), []).append(key)
                 self._missing.add(key)
         return found
 
@@ -247,23 +262,26 @@ class Accounts:
         """Return the keys that were missing and deliver now, and those that are no longer subscribed to; each once."""
         if not self._missing:
             return [], []
-        accounts, waiting = self._accounts, self._waiting
-        gone = [key for key in self._missing if key not in accounts]
-        back = [key for key in self._missing if key in accounts and (key not in waiting or waiting[key].unsure)]
+        request, waiting, unsure = self._request, self._waiting, self._unsure
+        gone = [key for key in self._missing if key not in request]
+        back = [key for key in self._missing if key in request and (key not in waiting or key in unsure)]
         self._missing.difference_update(gone, back)
         return sorted(back), sorted(gone)
 
-    def _judge(self, phases: Mapping[str, Phase]) -> Callable[[str, _Account], Why]:
+    def _ripe(self, now_s: float) -> list[bool]:
+        """Return of each request whether its keys have had their time."""
+        return [one.at_s is not None and one.at_s <= now_s - self._patience_s for one in self._asked]
+
+    def _judge(self, excuses: Mapping[str, Why]) -> Callable[[str], Why]:
         """Return what says why a key waits; there may be thousands."""
-        excuses = {segment: _EXCUSE[phase] for segment, phase in phases.items() if phase in _EXCUSE}
         no_plus, never = self._lacks_plus(), Why.NEVER
 
-        def why(key: str, account: _Account) -> Why:
-            if account.empty:
+        def why(key: str) -> Why:
+            if key in self._empty:
                 return Why.EMPTY
-            if account.over:
+            if key in self._over:
                 return Why.OVER_LIMIT
-            if no_plus and account.mode is Mode.FULL_D30:
+            if no_plus and self._mode(key) is Mode.FULL_D30:
                 return Why.NO_PLUS
             return excuses.get(segment_of(key), never)
 
@@ -271,10 +289,18 @@ class Accounts:
 
     def _lacks_plus(self) -> bool:
         """Whether no key in full_d30 delivers while others do: what an account without the Plus plan looks like."""
-        if not any(one.mode is Mode.FULL_D30 for one in self._waiting.values()):
+        if not any(one.mode is Mode.FULL_D30 for one in self._asked):
             return False
-        served = {one.mode for key, one in self._accounts.items() if key not in self._waiting}
+        served = {self._mode(key) for key in self._request if key not in self._waiting}
         return bool(served) and Mode.FULL_D30 not in served
+
+    def _mode(self, key: str) -> Mode:
+        return self._asked[self._request[key]].mode
+
+
+def _excuses(phases: Mapping[str, Phase]) -> dict[str, Why]:
+    """Return why nothing is due of a segment, of those of which that is so."""
+    return {segment: _EXCUSE[phase] for segment, phase in phases.items() if phase in _EXCUSE}
 
 
 def _keys(keys: list[str]) -> Keys:

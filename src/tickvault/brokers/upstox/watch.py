@@ -92,8 +92,9 @@ class Watch:
 
     def amend(self, keys: Iterable[str], now_s: float, now_ns: int) -> tuple[Fact, ...]:
         """Go on with these keys on the same connection; return what that ends."""
-        served = self._keys.keys() - self._unserved
-        self._keys, before = {key: segment_of(key) for key in keys}, self._segments
+        served, before, wanted = self._keys.keys() - self._unserved, self._segments, list(keys)
+        if wanted != list(self._keys):  # mostly it is the same on a new connection
+            self._keys = {key: segment_of(key) for key in wanted}
         self._segments, self._unserved = {}, self._keys.keys() - served
         unserved = Counter(map(self._keys.get, self._unserved))
         for name, count in Counter(self._keys.values()).items():
@@ -114,7 +115,7 @@ class Watch:
             self._take_statuses(observation)
         if self._unserved and (new := self._unserved.intersection(observation.keys)):
             self._unserved -= new
-            for segment, count in Counter(self._keys[key] for key in new).items():
+            for segment, count in Counter(map(self._keys.__getitem__, new)).items():
                 self._segments[segment].served += count
         if observation.kind is not Show.LIVE:
             return
