@@ -98,7 +98,7 @@ def _measure(folder: Path, rate: int, instruments: int, *, influx: bool, targets
         Row(
             f"loop blocked, longest, ms, at {of}",
             f"p99.9 {busy['p999']:.2f}, longest {busy['max']:.2f} ms",
-            f"late by p99 {late['p99']:.1f}, most {late['max']:.0f} ms; longest of one: {probe['longest'][1]}",
+            f"late by p99 {late['p99']:.1f}, most {late['max']:.0f} ms; longest of one: {probe['longest'][0]:.1f} by {probe['longest'][1]}",
             busy["max"],
             5.0,
             at_most=True,

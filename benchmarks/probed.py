@@ -44,7 +44,8 @@ class _Held:
 
 def _name_of(callback: Any) -> str:
     owner = getattr(callback, "__self__", None)
-    return owner.get_name() if isinstance(owner, asyncio.Task) else getattr(callback, "__qualname__", repr(callback))
+    # Not its repr: to make that of a request aiohttp looks at headers that are not there yet, and remembers it.
+    return owner.get_name() if isinstance(owner, asyncio.Task) else getattr(callback, "__qualname__", "?")
 
 
 async def _probe(into: Path, after_s: float) -> None:
