@@ -19,6 +19,7 @@ _M_ARENA_MAX: Final = -8  # malloc.h
 _M_MMAP_THRESHOLD: Final = -3
 _ARENAS: Final = 2
 _ALONE_BYTES: Final = 128 * 1024
+_RARELY: Final = 1000  # a full collection to so many of the next smaller kind; ten is usual
 _STARTED_S: Final = 10.0  # by then definitions, books and what readers know of 5,000 instruments are made
 
 
@@ -42,10 +43,15 @@ async def settle_started(receives: Callable[[], bool]) -> None:
     """Spare what a start has made, too, once it is over: a task of its own, which ends by itself.
 
     Definitions and books of 5,000 instruments are 40,000 objects that stay. A full collection goes through them for 10 ms,
-    in whichever thread it begins, and no other one runs Python meanwhile.
+    in whichever thread it begins, and no other one runs Python meanwhile. While they are being made there is hardly one.
     """
-    started = False
-    while not started:
-        started = receives()
-        await asyncio.sleep(_STARTED_S)
-    gc.freeze()
+    usual = gc.get_threshold()
+    gc.set_threshold(*usual[:2], _RARELY)
+    try:
+        started = False
+        while not started:
+            started = receives()
+            await asyncio.sleep(_STARTED_S)
+        gc.freeze()
+    finally:
+        gc.set_threshold(*usual)

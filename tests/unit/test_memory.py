@@ -20,8 +20,9 @@ def test_what_a_start_has_made_is_spared_by_collections() -> None:
     """Once something was received."""
     script = (
         "import asyncio, gc; from tickvault import memory; memory._STARTED_S = 0.0;"
-        "looks = iter([False, False, True]); made = [[] for _ in range(50_000)]; before = gc.get_freeze_count();"
-        "asyncio.run(memory.settle_started(lambda: next(looks))); print(gc.get_freeze_count() - before >= 50_000, *looks)"
+        "looks = iter([False, False, True]); made = [[] for _ in range(50_000)]; before = gc.get_freeze_count(); usual = gc.get_threshold();"
+        "asyncio.run(memory.settle_started(lambda: next(looks)));"
+        "print(gc.get_freeze_count() - before >= 50_000, *looks, gc.get_threshold() == usual)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env={})
-    assert done.stdout.strip() == "True"
+    assert done.stdout.strip() == "True True"
