@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from tickvault.reading import Chunk
 
 __all__ = ["gap_rows", "joined", "to_batch", "together", "wait_s"]
-
-_WAITS: Final = 2  # as long as the last delivery took: so a third of the time at most goes into delivering
 
 
 def to_batch(
@@ -60,7 +58,7 @@ def wait_s(policy: BatchPolicy, *, rows: int, nbytes: int, took_s: float) -> flo
     """Return how long after its first frame a batch is closed; 0 when it is full.
 
     A store that is quick is told soon. The longer it takes, and the more there is to tell it, the larger the batches:
-    what comes meanwhile waits in the journal, and what waits there goes into one batch, up to its bounds.
+    what comes while one is delivered waits in the journal, and what waits there goes into one batch, up to its bounds.
 
     Args:
         policy: of the sink.
@@ -71,7 +69,7 @@ def wait_s(policy: BatchPolicy, *, rows: int, nbytes: int, took_s: float) -> flo
     if rows >= policy.max_rows or nbytes >= policy.max_bytes:
         return 0.0
     least_s = policy.max_wait_s if policy.min_wait_s is None else policy.min_wait_s
-    return min(policy.max_wait_s, max(least_s, _WAITS * took_s))
+    return min(policy.max_wait_s, max(least_s, took_s))
 
 
 def together(parts: Sequence[Decoded]) -> Decoded:
