@@ -111,6 +111,17 @@ async def test_v2_write(script: Script, sink: InfluxSink) -> None:
     assert script.probes.count("/ping") == 1
 
 
+async def test_a_large_body_comes_whole(script: Script) -> None:
+    """And its length before it, though it goes out in pieces."""
+    sink = InfluxSink(url=script.url, bucket="b", org="o", token="hush")
+    await sink.write(batch_of(ticks=[tick(seq=seq, ltp=1.5, symbol="NIFTY" * 100) for seq in range(1, 2001)]))
+    await sink.aclose()
+    ((_, headers, body),) = script.requests
+    assert len(body) == int(headers["Content-Length"]) > 1_000_000
+    assert "Transfer-Encoding" not in headers
+    assert [line.count(b"tick,instrument_key=") for line in body.splitlines()] == [1] * 2000
+
+
 async def test_tradedatafeed_is_sent_in_ms(script: Script) -> None:
     sink = InfluxSink(url=script.url, bucket="b", layouts=("tradedatafeed", "tickvault"))
     await sink.write(batch_of(candles=[candle(close=1.5)]))

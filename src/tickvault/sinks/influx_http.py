@@ -5,6 +5,7 @@ No message carries a credential: the URL is shown without its user part, and sec
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -17,12 +18,13 @@ from tickvault.errors import ConfigurationError, SinkMisconfigured, SinkUnavaila
 from tickvault.sinks.influx_answers import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
 __all__ = ["ConnectionLost", "InfluxHttp"]
 
 # InfluxDB quotes every line it refuses; more than this much is not worth reading, bisecting is.
 _MAX_ANSWER_BYTES: Final = 1_000_000
+_PIECE_BYTES: Final = 512 * 1024
 
 
 class ConnectionLost(SinkUnavailable):
@@ -86,12 +88,15 @@ class InfluxHttp:
         """Make one request; every failure but an answer becomes SinkUnavailable or SinkMisconfigured."""
         url = (self._url / path).with_query(query or {})
         sent = {"Accept-Encoding": "identity", **(self.authorization(self._api) if headers is None else headers)}
+        data: AsyncIterator[memoryview] | bytes | None = body
+        if body is not None and len(body) > _PIECE_BYTES:
+            sent["Content-Length"], data = str(len(body)), _pieces(body)
         with _translating(self.shown):
             async with self._session().request(
-                method, url, data=body, headers=sent, timeout=self._timeout, allow_redirects=False
+                method, url, data=data, headers=sent, timeout=self._timeout, allow_redirects=False
             ) as response:
-                data, cut = await _read_bounded(response)
-                text = data.decode(errors="replace")
+                told, cut = await _read_bounded(response)
+                text = told.decode(errors="replace")
                 return Answer(status=response.status, text=text, headers=response.headers, cut=cut)
 
     def authorization(self, api: str) -> dict[str, str]:
@@ -125,6 +130,14 @@ class InfluxHttp:
         if self._own_session is None:
             self._own_session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
         return self._own_session
+
+
+async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
+    """Yield a body in pieces: aiohttp copies what is one, and hands it to the kernel, in one go of the event loop."""
+    whole = memoryview(body)
+    for begin in range(0, len(body), _PIECE_BYTES):
+        yield whole[begin : begin + _PIECE_BYTES]
+        await asyncio.sleep(0)
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
