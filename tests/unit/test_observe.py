@@ -114,6 +114,10 @@ def test_garbage_is_no_error() -> None:
     """What does not decode is seen as that."""
     assert seen(garbage(64)).kind is Show.BROKEN
     assert seen(b"\x12\x00" * 60_000).kind is Show.BROKEN
+    unknown = b"\x12\x26\x0a\x01K\x12\x21\x4a\x1f" + bytes(31)  # a field that the .proto does not have
+    assert (seen(unknown).keys, seen(unknown).empty) == ((), ("K",))
+    long_garbage = b"\x12\x22\x0a\x01K\x12\x1d" + b"\xff" * 29
+    assert seen(long_garbage).kind is Show.BROKEN
     entry_of_garbage = b"\x12\x06\x0a\x01K\x12\x01\xff"
     assert seen(entry_of_garbage).kind is Show.BROKEN
 

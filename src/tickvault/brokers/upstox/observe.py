@@ -1,8 +1,8 @@
 """What a frame says, seen from outside: which keys it serves, what it says of the market, what in it is new. Pure.
 
 For supervision only: rows come from wire.py, and nothing here decides what is recorded. It is cheap (half a microsecond an
-entry), since it looks at every frame once more: entries are bytes to it, but for those of a sample, and those so short
-that they may be empty.
+entry), since it looks at every frame once more: entries are bytes to it, but for those of a sample, and those that are so
+short that they may be empty or begin otherwise than the .proto has it.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ def _outline() -> type[Any]:
 
 _OUTLINE: Final = _outline()
 _MODES: Final = frozenset(pb.RequestMode.values())
+# The first byte of an entry: the number of a branch, and that it has a length.
+_BRANCHES: Final = bytes(field.number << 3 | 2 for field in pb.Feed.DESCRIPTOR.fields if field.message_type is not None)
 _STATUSES: Final = {number: name for name, number in pb.MarketStatus.items()}
 
 
@@ -181,13 +183,14 @@ def observe(frame: RawFrame, *, deep: bool = False, told: set[str] | None = None
     empty: list[str] = []
     novelties: list[str] = []
     try:
-        message = None if misshapen(frame.payload) else _OUTLINE.FromString(frame.payload)
-        if message is None:
+        if misshapen(frame.payload):
             return _observation(frame, kind=Show.BROKEN)
+        message: Any = (pb.FeedResponse if deep else _OUTLINE).FromString(frame.payload)
         for key, entry in message.feeds.items():
-            (keys if len(entry) > HOLLOW_BYTES or _has_data(pb.Feed.FromString(entry)) else empty).append(key)
+            there = _has_data(entry) if deep else _is_filled(entry)
+            (keys if there else empty).append(key)
         if deep:
-            novelties += _unknown(pb.FeedResponse.FromString(frame.payload))
+            novelties += _unknown(message)
     except DecodeError:
         return _observation(frame, kind=Show.BROKEN)
     info = message.marketInfo
@@ -208,6 +211,11 @@ def observe(frame: RawFrame, *, deep: bool = False, told: set[str] | None = None
 
 def _observation(frame: RawFrame, **said: Any) -> Observation:
     return Observation(conn=frame.conn, received_ns=frame.received_ns, received_s=frame.received_s, **said)
+
+
+def _is_filled(entry: bytes) -> bool:
+    """Whether an entry has data, by its length where it begins as one of ours does."""
+    return (len(entry) > HOLLOW_BYTES and entry[0] in _BRANCHES) or _has_data(pb.Feed.FromString(entry))
 
 
 def _has_data(feed: pb.Feed) -> bool:
