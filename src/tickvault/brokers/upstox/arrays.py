@@ -96,15 +96,15 @@ def _names(enum: Any) -> Mapping[int, str]:
 def numbers(kept: Mapping[str, pa.Array], lost: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
     """Return columns of one type in memory of their own: NaN and infinities are nulls, and so is a zero in `lost`.
 
-    They are treated as one column, end to end: a kernel costs more by the call than by the row.
+    Those of either kind are treated as one column, end to end: a kernel costs more by the call than by the row.
     """
-    columns = [*kept.values(), *lost.values()]
-    if not columns:
-        return {}
-    columns.append(columns[0].slice(0, 0))  # of a single array concat_arrays makes no copy
-    one, rows = finite(pa.concat_arrays(columns)), sum(map(len, kept.values()))
-    found = _parts(kept, one)
-    return found | _parts(lost, null_if_zero(one.slice(rows))) if lost else found
+    found = _parts(kept, finite(_end_to_end(kept))) if kept else {}
+    return found | _parts(lost, null_if_zero(finite(_end_to_end(lost)))) if lost else found
+
+
+def _end_to_end(columns: Mapping[str, pa.Array]) -> pa.Array:
+    some = list(columns.values())
+    return pa.concat_arrays([*some, some[0].slice(0, 0)])  # of a single array it makes no copy
 
 
 def _parts(columns: Mapping[str, pa.Array], one: pa.Array) -> dict[str, pa.Array]:
