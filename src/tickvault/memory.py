@@ -52,6 +52,7 @@ async def settle_started(receives: Callable[[], bool]) -> None:
         while not started:
             started = receives()
             await asyncio.sleep(_STARTED_S)
+        gc.collect()  # or garbage would stay with the rest
         gc.freeze()
     finally:
         gc.set_threshold(*usual)
