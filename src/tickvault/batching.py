@@ -64,7 +64,7 @@ def wait_s(policy: BatchPolicy, *, rows: int, nbytes: int, took_s: float) -> flo
         policy: of the sink.
         rows: in the batch so far.
         nbytes: of the payloads in it so far.
-        took_s: seconds that the delivery of the batch before took, from its last row to the cursor.
+        took_s: seconds that the delivery of the batch before took, from its turn to the cursor.
     """
     if rows >= policy.max_rows or nbytes >= policy.max_bytes:
         return 0.0

@@ -166,7 +166,7 @@ class InfluxSink:
         Guarantees:
             A repeat, cut anywhere, gives the same points. Without an exception every row is acknowledged.
         """
-        if not any(batch.tables[name].num_rows for name in ("ticks", "candles", "market_status", "gaps")):
+        if not any(batch.tables[name].num_rows for name in self.tables):
             return
         server = await self._identify()
         if server.dialect is Dialect.VICTORIA:
@@ -180,15 +180,19 @@ class InfluxSink:
         if ready is None:
             ready = await asyncio.to_thread(self._encoded, batch, server.dialect)
         refused = dict(ready.refused)
-        for part, body, precision in ready.parts:
-            refused.update(await self._deliver(server, part, body, precision))
-        self._ready = [one for one in self._ready if one.batch is not batch]
+        try:
+            for part, body, precision in ready.parts:
+                refused.update(await self._deliver(server, part, body, precision))
+        except (BatchRejected, BatchTooLarge):  # what comes next are parts of it
+            self._forget(batch)
+            raise
+        self._forget(batch)
         if refused:
             raise BatchRejected(next(iter(refused.values())), rejected=refused)
 
     async def prepare(self, batch: Batch) -> None:
         """Encode a batch ahead (model.TakesAhead), once it is known for which server."""
-        if self._server is not None:
+        if self._server is not None and batch.rows:
             ready = await asyncio.to_thread(self._encoded, batch, self._server.dialect)
             self._ready = [*self._ready[-1:], ready]  # of the batch that is written meanwhile, and of this one
 
@@ -257,6 +261,9 @@ class InfluxSink:
     async def aclose(self) -> None:
         """Close the session unless it was given."""
         await self._http.aclose()
+
+    def _forget(self, batch: Batch) -> None:
+        self._ready = [one for one in self._ready if one.batch is not batch]
 
     def _encoded(self, batch: Batch, dialect: Dialect) -> _Ready:
         refused: dict[int, str] = {}
