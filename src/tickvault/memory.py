@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-__all__ = ["settle", "settle_started"]
+__all__ = ["keep_room", "settle", "settle_started"]
 
-_M_ARENA_MAX: Final = -8  # malloc.h
+_M_TRIM_THRESHOLD: Final = -1  # malloc.h
 _M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 _ARENAS: Final = 2
 _ALONE_BYTES: Final = 128 * 1024
+_STARTED_ALONE_BYTES: Final = 16 * 1024 * 1024
+_SPARE_BYTES: Final = 32 * 1024 * 1024
 _RARELY: Final = 1000  # a full collection to so many of the next smaller kind; ten is usual
 _STARTED_S: Final = 10.0  # by then definitions, books and what readers know of 5,000 instruments are made
 
@@ -31,10 +34,7 @@ def settle() -> None:
     takes that for waste and keeps more and more of it.
     What is imported by now stays: a full collection would go through it each time, for 30 ms.
     """
-    with suppress(OSError, AttributeError):  # other libraries than glibc have no arenas
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_ARENA_MAX, _ARENAS)
-        library.mallopt(_M_MMAP_THRESHOLD, _ALONE_BYTES)
+    _allocate({_M_ARENA_MAX: _ARENAS, _M_MMAP_THRESHOLD: _ALONE_BYTES})
     pa.set_memory_pool(pa.system_memory_pool())
     gc.freeze()
 
@@ -52,7 +52,29 @@ async def settle_started(receives: Callable[[], bool]) -> None:
         while not started:
             started = receives()
             await asyncio.sleep(_STARTED_S)
-        gc.collect()  # or garbage would stay with the rest
-        gc.freeze()
+        gc.freeze()  # with what little is garbage now: to look for it would be such a collection
     finally:
         gc.set_threshold(*usual)
+    await asyncio.to_thread(_give_back)
+    keep_room()
+
+
+def keep_room() -> None:
+    """Keep the memory of a batch for the next one, as far as it is not much.
+
+    Memory that comes anew from the system each time is made zeros and mapped page by page, for a third of what encoding
+    rows takes. What a start takes once is not kept: this comes after it.
+    """
+    _allocate({_M_MMAP_THRESHOLD: _STARTED_ALONE_BYTES, _M_TRIM_THRESHOLD: _SPARE_BYTES})
+
+
+def _give_back() -> None:
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _allocate(settings: Mapping[int, int]) -> None:
+    with suppress(OSError, AttributeError):  # other libraries than glibc have no such settings
+        library = ctypes.CDLL(None)
+        for name, value in settings.items():
+            library.mallopt(name, value)
