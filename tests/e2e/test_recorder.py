@@ -198,8 +198,10 @@ def _state(data: Path, sink: str) -> str:
 def _assert_parquet(data: Path, sent: list[bytes]) -> None:
     stored = Counter(oracle.stored_tick(row) for row in globbed(data, "ticks"))
     wanted = oracle.expected_ticks(sent)
-    assert not wanted - stored, "missing from Parquet"
-    assert not stored - wanted, "in Parquet and never sent"
+    missing, foreign = wanted - stored, stored - wanted
+    ends = sorted(row[:2] for row in missing)
+    assert not missing, f"{missing.total()} of {wanted.total()} rows are missing from Parquet: {ends[0]} to {ends[-1]}"
+    assert not foreign, f"{foreign.total()} rows of Parquet were never sent: {next(iter(foreign))}"
     statuses = Counter((row["scope"], row["segment"], row["status"]) for row in globbed(data, "market_status"))
     assert statuses == oracle.expected_statuses(sent)
 
