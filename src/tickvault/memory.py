@@ -20,8 +20,8 @@ _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _ARENAS: Final = 2
 _ALONE_BYTES: Final = 128 * 1024
-_STARTED_ALONE_BYTES: Final = 16 * 1024 * 1024
-_SPARE_BYTES: Final = 32 * 1024 * 1024
+_STARTED_ALONE_BYTES: Final = 4 * 1024 * 1024
+_SPARE_BYTES: Final = 8 * 1024 * 1024
 _RARELY: Final = 1000  # a full collection to so many of the next smaller kind; ten is usual
 _STARTED_S: Final = 10.0  # by then definitions, books and what readers know of 5,000 instruments are made
 
