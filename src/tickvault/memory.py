@@ -20,8 +20,8 @@ _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _ARENAS: Final = 2
 _ALONE_BYTES: Final = 128 * 1024
-_STARTED_ALONE_BYTES: Final = 4 * 1024 * 1024
-_SPARE_BYTES: Final = 8 * 1024 * 1024
+_STARTED_ALONE_BYTES: Final = 4 * 1024 * 1024  # what a batch for InfluxDB takes in one piece
+_SPARE_BYTES: Final = 8 * 1024 * 1024  # what is beyond goes back in one go: 32 MB held the event loop for 10 ms
 _RARELY: Final = 1000  # a full collection to so many of the next smaller kind; ten is usual
 _STARTED_S: Final = 10.0  # by then definitions, books and what readers know of 5,000 instruments are made
 
@@ -55,7 +55,7 @@ async def settle_started(receives: Callable[[], bool]) -> None:
         gc.freeze()  # with what little is garbage now: to look for it would be such a collection
     finally:
         gc.set_threshold(*usual)
-    await asyncio.to_thread(_give_back)
+    await asyncio.to_thread(_call, "malloc_trim", 0)  # what the start took goes back
     keep_room()
 
 
@@ -68,13 +68,11 @@ def keep_room() -> None:
     _allocate({_M_MMAP_THRESHOLD: _STARTED_ALONE_BYTES, _M_TRIM_THRESHOLD: _SPARE_BYTES})
 
 
-def _give_back() -> None:
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _allocate(settings: Mapping[int, int]) -> None:
-    with suppress(OSError, AttributeError):  # other libraries than glibc have no such settings
-        library = ctypes.CDLL(None)
-        for name, value in settings.items():
-            library.mallopt(name, value)
+    for name, value in settings.items():
+        _call("mallopt", name, value)
+
+
+def _call(name: str, *given: int) -> None:
+    with suppress(OSError, AttributeError):  # other libraries than glibc have no such functions
+        getattr(ctypes.CDLL(None), name)(*given)

@@ -187,7 +187,7 @@ def _assemble(prefix: _Array, fields: Sequence[_Array], time: _Array, offset: in
     joined = pc.binary_join_element_wise(*map(_whole, fields), ",", null_handling="skip")
     text = pc.binary_join_element_wise(prefix, joined, pc.cast(time, pa.string()), " ", null_handling="skip")
     if prefix.null_count or time.null_count:
-        text = pc.if_else(pc.and_(pc.is_valid(prefix), pc.is_valid(time)), text, pa.scalar(None, pa.string()))
+        text = pc.if_else(pc.and_(pc.is_valid(prefix), pc.is_valid(time)), text, _NOTHING)
     if keep is not None:
         text, rows, prefix = text.filter(keep), rows.filter(keep), prefix.filter(keep)
     refused: dict[int, str] = {}
@@ -307,7 +307,7 @@ def _nanoseconds(column: _Array) -> _Array:
     """Return a µs column in ns; null where that does not fit 64 bits, instead of a wrapped time."""
     micros = _int(column)
     fits = pc.and_(pc.less_equal(micros, _MAX_TIME_US), pc.greater_equal(micros, -_MAX_TIME_US))
-    return pc.multiply(pc.if_else(fits, micros, pa.scalar(None, pa.int64())), 1000)
+    return pc.multiply(pc.if_else(fits, micros, _NULL[pa.int64()]), 1000)
 
 
 def _modulo(column: _Array, divisor: int) -> _Array:
