@@ -8,6 +8,7 @@ import gzip
 import itertools
 import json
 import socket
+import threading
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from simulated import AUTHORIZE, DEADLINE_S, Client, address, initial, live
 
 from tickvault.brokers.upstox.proto import market_data_feed_pb2 as pb
 from tickvault.errors import ConfigurationError, Refused
-from tickvault.simulator import Simulator, SimulatorSettings, serve
+from tickvault.simulator import Simulator, SimulatorSettings, framelog, serve
 from tickvault.simulator.script import (
     Auction,
     Close,
@@ -298,6 +299,37 @@ async def test_the_log_has_every_frame_received(tmp_path: Path) -> None:
         logged[entry["conn"]].append(base64.b64decode(entry["payload"]))
     for number, client in enumerate(clients, 1):
         assert logged[number][: len(client.received)] == client.received
+
+
+async def test_what_is_logged_while_it_closes_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that the log had and the close overtook was missing from what a recorder is held against."""
+    path = tmp_path / "frames.jsonl"
+    writing, goes_on = threading.Event(), threading.Event()
+    write = framelog._write_all
+
+    def slowly(file: int, line: bytes) -> None:
+        write(file, line)
+        if armed:
+            writing.set()
+            assert goes_on.wait(DEADLINE_S)
+
+    armed = False
+    monkeypatch.setattr(framelog, "_write_all", slowly)
+    async with simulating(log=path) as (sim, http):
+        client = Client(await http.ws_connect(await address(sim, http), max_msg_size=0))
+        await client.request("sub", sim.instrument_keys, "full")
+        await client.frame()
+        armed = True
+        await eventually(writing.is_set)
+        async with asyncio.TaskGroup() as tasks:
+            ending = tasks.create_task(client.end())
+            tasks.create_task(sim.drop_connections(code=1001))
+            for _ in range(10):  # turns of the loop: enough for a close to be sent
+                await asyncio.sleep(0)
+            goes_on.set()
+        assert ending.result().type is aiohttp.WSMsgType.CLOSE
+    logged = [base64.b64decode(json.loads(line)["payload"]) for line in path.read_text().splitlines()]
+    assert client.received == logged
 
 
 async def test_hand_made_frames_are_sent_and_logged(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ __all__ = ["Connection", "Venue", "reset"]
 
 _QUEUED: Final = 256  # snapshots and hand-made frames; at the bound requests wait, and TCP holds the client
 _POLL_S: Final = 0.02
-_CLOSE_S: Final = 1.0
+_CLOSE_S: Final = 5.0
 
 T = TypeVar("T", bound=Timed)
 A = TypeVar("A", bound=AimedTimed)
@@ -85,6 +85,8 @@ class Connection:
         self._flushing = False
         self._requests = 0
         self.held: bytes | None = None
+        self._telling = asyncio.Lock()  # held from the log to the socket
+        self._closing = False
 
     async def run(self) -> None:
         """Serve until either side closes."""
@@ -126,10 +128,12 @@ class Connection:
         await self._socket.send_bytes(payload)
 
     async def close(self, code: int) -> None:
-        """Close with a close frame; a client that does not answer is cut off."""
+        """Close with a close frame, behind the frame that is being logged; a client that does not answer is cut off."""
+        self._closing = True
         try:
             async with asyncio.timeout(_CLOSE_S):
-                await self._socket.close(code=code)
+                async with self._telling:
+                    await self._socket.close(code=code)
         except TimeoutError:
             self.abort()
 
@@ -181,7 +185,10 @@ class Connection:
             while True:
                 item = await self._next()
                 await self._audible()
-                await self._venue.tell(self, item)
+                async with self._telling:
+                    if self._closing:
+                        return
+                    await self._venue.tell(self, item)
 
     async def _next(self) -> bytes | Answer | None:
         while True:

@@ -125,7 +125,7 @@ class Exchange:
         return frame.SerializeToString(deterministic=True), 0
 
     async def tell(self, connection: Connection, item: bytes | Answer | None) -> None:
-        """Log a frame, then send it: the log has every frame that left, and perhaps a last one that did not.
+        """Log a frame, then send it: the log has every frame that left, and of a client that went away perhaps one more.
 
         Args:
             connection: who is told.
