@@ -133,7 +133,8 @@ def lines_of(*prices: float) -> Lines:
 
 
 def quoting(lines: Lines, *indices: int, why: str = "invalid number") -> str:
-    return "\n".join(f"unable to parse '{lines.text[index]}': {why}" for index in indices)
+    texts = bytes(lines.body()).decode().splitlines()
+    return "\n".join(f"unable to parse '{texts[index]}': {why}" for index in indices)
 
 
 def test_quoted_lines_name_their_rows() -> None:

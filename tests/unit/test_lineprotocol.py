@@ -24,9 +24,16 @@ ALWAYS = f"received_at={AT_MS}000000i,seq=1i {AT_MS}000001"
 PREFIX = f"tick,instrument_key={KEY},segment=NSE_EQ,symbol=HINDCOPPER"
 
 
+def texts(lines: Lines) -> list[str]:
+    """Return the lines, each of which has its end."""
+    found = lines.text.to_pylist()
+    assert all(one.endswith("\n") for one in found)
+    return [one[:-1] for one in found]
+
+
 def line(*, depth: int = 5, dialect: Dialect = Dialect.INFLUX, definitions: Any = None, **tables: Any) -> str:
     lines = encode_tickvault(batch_of(definitions, **tables), depth, dialect)
-    [text] = lines.text.to_pylist()
+    [text] = texts(lines)
     return text
 
 
@@ -97,10 +104,10 @@ def test_books_of_sliced_batches_stay_with_their_rows() -> None:
     """Arrow slices share their buffers; offsets and nulls of lists have to be counted from the slice."""
     prices = [[1.0], None, [], [2.0, 3.0], None, [4.0]]
     batch = batch_of(ticks=[tick(seq=i + 1, bid_price=price) for i, price in enumerate(prices)])
-    whole = encode_tickvault(batch, 5).text.to_pylist()
+    whole = texts(encode_tickvault(batch, 5))
     for start in range(6):
         for stop in range(start, 7):
-            assert encode_tickvault(batch.slice(start, stop), 5).text.to_pylist() == whole[start:stop]
+            assert texts(encode_tickvault(batch.slice(start, stop), 5)) == whole[start:stop]
 
 
 def test_a_line_is_the_same_whoever_its_neighbours_are() -> None:
@@ -111,8 +118,8 @@ def test_a_line_is_the_same_whoever_its_neighbours_are() -> None:
         tick(seq=3, oi=-4e9, tsq=1e300, cp=1e10, bid_price=[], bid_qty=[5, 5]),
     ]
     batch = batch_of(ticks=rows)
-    together = encode_tickvault(batch, 5).text.to_pylist()
-    alone = [encode_tickvault(batch.slice(i, i + 1), 5).text.to_pylist()[0] for i in range(3)]
+    together = texts(encode_tickvault(batch, 5))
+    alone = [texts(encode_tickvault(batch.slice(i, i + 1), 5))[0] for i in range(3)]
     assert together == alone
     assert "bid_price_1=0,bid_price_2=-0,bid_qty_1=5i" in together[0]
     assert "cp=1e+10,oi=12345,tbq=7," in together[0]
@@ -127,7 +134,7 @@ def test_index_ticks_have_no_book_and_escaped_names() -> None:
 def test_time_keeps_updates_of_one_ms_apart() -> None:
     """The time is the ms plus seq mod 10**6 in ns, whatever microseconds the column has."""
     rows = [tick(seq=seq, time=AT + dt.timedelta(microseconds=999)) for seq in (1, 999_999, 1_000_000, 1_000_001)]
-    times = [text.rpartition(" ")[2] for text in encode_tickvault(batch_of(ticks=rows), 5).text.to_pylist()]
+    times = [text.rpartition(" ")[2] for text in texts(encode_tickvault(batch_of(ticks=rows), 5))]
     assert times == [f"{AT_MS}{ns:06}" for ns in (1, 999_999, 0, 1)]
 
 
@@ -268,7 +275,7 @@ def test_victoria_gets_no_strings_and_no_daily_candles() -> None:
     lines = encode_tickvault(batch, 5, Dialect.VICTORIA)
     assert lines.rows.to_pylist() == [1, 2]
     assert not lines.refused
-    assert '"' not in lines.body().decode()
+    assert '"' not in bytes(lines.body()).decode()
 
 
 def test_a_batch_without_rows_gives_no_lines() -> None:
@@ -287,21 +294,21 @@ def test_tradedatafeed_golden_line() -> None:
         close=1.75,
         volume=24147,
     )
-    [text] = encode_tradedatafeed(batch_of(candles=[row])).text.to_pylist()
+    [text] = texts(encode_tradedatafeed(batch_of(candles=[row])))
     golden = "Open=1.5,High=2,Low=1,Close=1.75,Volume=24147 1757616200000"
     assert text == f"I1,feed_name=NSE_EQ|INE531E01026,trade_symbol=X {golden}"
 
 
 def test_tradedatafeed_replaces_blanks_in_the_key_and_escapes_the_symbol() -> None:
     row = candle(instrument_key="NSE_INDEX|Nifty 50", symbol="NIFTY, 50", interval="1d", open=0.0)
-    [text] = encode_tradedatafeed(batch_of(candles=[row])).text.to_pylist()
+    [text] = texts(encode_tradedatafeed(batch_of(candles=[row])))
     assert text == rf"1d,feed_name=NSE_INDEX|Nifty_50,trade_symbol=NIFTY\,\ 50 Open=0,Volume=0 {AT_MS}"
 
 
 def test_chunks_keep_both_bounds_and_every_line() -> None:
     lines = encode_tickvault(batch_of(ticks=[tick(seq=seq, ltp=float(seq)) for seq in range(1, 1001)]), 5)
     parts = list(chunks(lines, max_rows=300, max_bytes=20_000))
-    assert b"\n".join(part.body() for part in parts) == lines.body()
+    assert b"".join(part.body() for part in parts) == lines.body()
     assert [row for part in parts for row in part.rows.to_pylist()] == list(range(1000))
     assert all(len(part) <= 300 and len(part.body()) <= 20_000 for part in parts)
     assert max(map(len, chunks(lines, max_rows=300))) == 300
@@ -332,9 +339,9 @@ def test_any_key_and_symbol_gives_one_line_or_a_refusal(pairs: list[tuple[str, s
     """No input breaks a line in two, drops a row silently or gives two instruments one series."""
     lines = encode_tickvault(batch_of(ticks=[tick(instrument_key=key, symbol=symbol) for key, symbol in pairs]), 5)
     assert sorted([*lines.rows.to_pylist(), *lines.refused]) == list(range(len(pairs)))
-    assert len(lines.body().split(b"\n")) == max(1, len(lines))
+    assert bytes(lines.body()).count(b"\n") == len(lines)
     written: dict[str, str] = {}
-    for text, row in zip(lines.text.to_pylist(), lines.rows.to_pylist(), strict=True):
+    for text, row in zip(texts(lines), lines.rows.to_pylist(), strict=True):
         key_tag = re.split(r"(?<!\\)[, ]", text)[1]
         assert written.setdefault(key_tag, pairs[row][0]) == pairs[row][0]
 

@@ -37,7 +37,7 @@ from tickvault.sinks.influx_answers import (
     version_of,
     words,
 )
-from tickvault.sinks.influx_http import ConnectionLost, InfluxHttp
+from tickvault.sinks.influx_http import Body, ConnectionLost, InfluxHttp
 from tickvault.sinks.influx_versions import Candle, candles, exported_seq, question, selector, stored_seqs
 from tickvault.sinks.lineprotocol import Lines, chunks, encode_tickvault, encode_tradedatafeed
 from tickvault.sinks.series import Dialect
@@ -80,12 +80,12 @@ class _Server:
 
 
 class _Ready(NamedTuple):
-    """A batch as it is sent: what line protocol refuses of it, and the parts with their bodies and precisions."""
+    """A batch as it is sent: what line protocol refuses of it, and the parts with their precisions."""
 
     batch: Batch
     dialect: Dialect
     refused: Mapping[int, str]
-    parts: Sequence[tuple[Lines, bytes, str]]
+    parts: Sequence[tuple[Lines, str]]
 
 
 class InfluxSink:
@@ -181,8 +181,8 @@ class InfluxSink:
             ready = await asyncio.to_thread(self._encoded, batch, server.dialect)
         refused = dict(ready.refused)
         try:
-            for part, body, precision in ready.parts:
-                refused.update(await self._deliver(server, part, body, precision))
+            for part, precision in ready.parts:
+                refused.update(await self._deliver(server, part, precision))
         except (BatchRejected, BatchTooLarge):  # what comes next are parts of it
             self._forget(batch)
             raise
@@ -267,16 +267,17 @@ class InfluxSink:
 
     def _encoded(self, batch: Batch, dialect: Dialect) -> _Ready:
         refused: dict[int, str] = {}
-        parts: list[tuple[Lines, bytes, str]] = []
+        parts: list[tuple[Lines, str]] = []
         for layout in self._layouts:
             foreign = layout == "tradedatafeed"
             lines = encode_tradedatafeed(batch, dialect) if foreign else encode_tickvault(batch, self._depth, dialect)
             refused |= lines.refused
-            parts += [(part, part.body(), "ms" if foreign else "ns") for part in chunks(lines)]
+            parts += [(part, "ms" if foreign else "ns") for part in chunks(lines)]
         return _Ready(batch, dialect, refused, parts)
 
-    async def _deliver(self, server: _Server, part: Lines, body: bytes, precision: str) -> Mapping[int, str]:
-        """Send one body; return the rows in it that the server named as refused while it stored the others."""
+    async def _deliver(self, server: _Server, part: Lines, precision: str) -> Mapping[int, str]:
+        """Send one part; return the rows in it that the server named as refused while it stored the others."""
+        body = part.body()
         answer = await self._send(server, body, precision)
         if server.api == "v1" and misses_database(answer):
             await self._create_database()
@@ -290,7 +291,7 @@ class InfluxSink:
             return named_rows(answer, part) or _raise(error)
         return _raise(error) if error else {}
 
-    async def _send(self, server: _Server, body: bytes, precision: str) -> Answer:
+    async def _send(self, server: _Server, body: Body, precision: str) -> Answer:
         try:
             answer = await self._post_lines(server, body, precision)
         except ConnectionLost as exc:
@@ -307,7 +308,7 @@ class InfluxSink:
         self._lost_body = (b"", 0)
         return answer
 
-    async def _is_body_to_blame(self, body: bytes) -> bool:
+    async def _is_body_to_blame(self, body: Body) -> bool:
         if len(body) < _SUSPICIOUS_BODY_BYTES:
             return False
         try:
@@ -319,7 +320,7 @@ class InfluxSink:
         self._lost_body = (digest, count + 1 if digest == known else 1)
         return self._lost_body[1] >= _RESETS_MEAN_TOO_LARGE
 
-    async def _post_lines(self, server: _Server, body: bytes, precision: str) -> Answer:
+    async def _post_lines(self, server: _Server, body: Body, precision: str) -> Answer:
         headers = {"Content-Type": "text/plain; charset=utf-8"}
         if self._http.remote and body:
             headers["Content-Encoding"] = "gzip"

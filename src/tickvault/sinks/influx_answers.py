@@ -145,7 +145,7 @@ def _quoted(text: str, part: Lines) -> Mapping[int, str]:
         return {}
     rows: dict[str, list[int]] = {}
     for line, row in zip(part.text.to_pylist(), part.rows.to_pylist(), strict=True):
-        rows.setdefault(line, []).append(row)
+        rows.setdefault(line.removesuffix("\n"), []).append(row)
     named: dict[int, str] = {}
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
         quoted = text[start:end]

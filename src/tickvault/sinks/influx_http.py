@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import aiohttp
 from yarl import URL
@@ -20,7 +20,9 @@ from tickvault.sinks.influx_answers import Answer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
-__all__ = ["ConnectionLost", "InfluxHttp"]
+__all__ = ["Body", "ConnectionLost", "InfluxHttp"]
+
+Body: TypeAlias = "bytes | memoryview"
 
 # InfluxDB quotes every line it refuses; more than this much is not worth reading, bisecting is.
 _MAX_ANSWER_BYTES: Final = 1_000_000
@@ -82,13 +84,13 @@ class InfluxHttp:
         method: str,
         path: str,
         query: Mapping[str, str] | None = None,
-        body: bytes | None = None,
+        body: Body | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Make one request; every failure but an answer becomes SinkUnavailable or SinkMisconfigured."""
         url = (self._url / path).with_query(query or {})
         sent = {"Accept-Encoding": "identity", **(self.authorization(self._api) if headers is None else headers)}
-        data: AsyncIterator[memoryview] | bytes | None = body
+        data: AsyncIterator[memoryview] | Body | None = body
         if body is not None and len(body) > _PIECE_BYTES:
             sent["Content-Length"], data = str(len(body)), _pieces(body)
         with _translating(self.shown):
@@ -132,7 +134,7 @@ class InfluxHttp:
         return self._own_session
 
 
-async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
+async def _pieces(body: Body) -> AsyncIterator[memoryview]:
     """Yield a body in pieces: aiohttp copies what is one, and hands it to the kernel, in one go of the event loop."""
     whole = memoryview(body)
     for begin in range(0, len(body), _PIECE_BYTES):
