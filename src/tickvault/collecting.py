@@ -28,6 +28,7 @@ __all__ = ["Collector"]
 _READ_FRAMES: Final = 2_000
 _READ_BYTES: Final = 2_000_000  # decoded at a time, while catching up: bounds memory whatever the policy is
 _LEAST_READ_BYTES: Final = 1_000_000  # at the journal's end: parsing takes ten times the memory of what is parsed
+_MORE: Final = 1.1
 _READ_S: Final = 2.0  # what is not due is read meanwhile, or it would be much to decode at once
 
 
@@ -74,6 +75,7 @@ class Collector:
         self._held_due_s = math.inf  # it has waited with the batch before it, and does not wait anew
         self._more = False  # the last read did not reach the journal's end
         self._at_most = _LEAST_READ_BYTES  # of the next read
+        self._row_bytes = 0.0  # of a frame, by what was read last
         self.took_s = 0.0
 
     async def next(self) -> Batch | None:
@@ -89,7 +91,7 @@ class Collector:
             if self._held is None and not self._more:
                 due_s = await self._wait(due_s)
             last_seq, ended = self._progress.last_seq, self._progress.ended
-            chunk = await self._read(self._policy.max_bytes - size)
+            chunk = await self._read(min(self._policy.max_bytes - size, self._bytes_of(self._policy.max_rows - rows)))
             if chunk is None:
                 self._more = False
                 if ended or (parts and self._left_s(due_s) <= 0):
@@ -108,6 +110,7 @@ class Collector:
                 due_s = self._due_s()
             parts = [*await self._staged(parts), part]
             rows, size = self._gone + sum(one.rows for one in parts), size + chunk.nbytes
+            self._row_bytes = chunk.nbytes / part.rows if part.rows else 0.0
             if not self._more and self._left_s(due_s) <= 0:
                 break
         return await asyncio.to_thread(joined, parts) if parts else None
@@ -121,6 +124,10 @@ class Collector:
         await self._stage(whole.only(set(TABLES) - {"candles"}))
         self._gone += rows
         return [whole.only({"candles"})]
+
+    def _bytes_of(self, rows: int) -> int:
+        """Return how many bytes of frames give that many rows and a few more, or one little read more would be needed."""
+        return int(rows * self._row_bytes * _MORE) or _READ_BYTES
 
     async def _read(self, room: int) -> Chunk | None:
         held, self._held = self._held, None

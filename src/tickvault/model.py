@@ -325,7 +325,7 @@ class BatchPolicy:
     """When a batch is closed: at whichever bound comes first.
 
     Attributes:
-        max_rows: rows over all tables; a single frame may exceed it.
+        max_rows: rows over all tables; what is read last may exceed it by a tenth, and a single frame by more.
         max_bytes: bytes of the frames' payloads read for it.
         max_wait_s: seconds from its first frame.
         min_wait_s: seconds from its first frame that suffice for a store that is quick (batching.wait_s); None: a batch

@@ -461,6 +461,19 @@ async def test_a_backlog_is_read_without_waiting_for_anything(bench: Bench) -> N
     assert len(sink.batches) > 5
 
 
+async def test_the_rows_of_a_backlogs_batches_keep_to_the_bound(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many rows frames give is seen at the first ones; whole reads made batches three times as large as asked for."""
+    monkeypatch.setattr("tickvault.collecting._LEAST_READ_BYTES", 1_000)
+    bench.append(2000)
+    sink = MemorySink(policy=BatchPolicy(max_rows=100, max_bytes=10**9, max_wait_s=3600.0))
+    await bench.deliver(sink)
+    assert sink.seqs() == list(range(1, 2001))
+    first, *others, _ = (batch.rows for batch in sink.batches)
+    assert first < 200
+    assert all(100 <= rows <= 112 for rows in others), others
+    assert others
+
+
 async def test_a_journal_that_ends_with_a_lost_range_has_an_end(bench: Bench) -> None:
     """Numbers that were never filled keep nobody from being done."""
     bench.append(2)

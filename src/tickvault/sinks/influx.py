@@ -113,7 +113,7 @@ class InfluxSink:
 
     name = "influx"
     tables = ("ticks", "candles", "market_status", "gaps")
-    policy = BatchPolicy(max_rows=5000, max_bytes=4_000_000, max_wait_s=1.0, min_wait_s=0.1)
+    policy = BatchPolicy(max_rows=7000, max_bytes=4_000_000, max_wait_s=1.0, min_wait_s=0.1)
 
     def __init__(
         self,
