@@ -226,6 +226,7 @@ class Delivery:
         if (batch := await collector.next()) is None:
             return None
         batch = batch.only(self._sink.tables)
+        await self._in_state(self._state.attempt, self.name, batch.hi)
         if isinstance(self._sink, TakesAhead):
             await self._sink.prepare(batch)
         return batch
@@ -233,7 +234,6 @@ class Delivery:
     async def _deliver(self, batch: Batch) -> None:
         """Write one batch and move the cursor behind it."""
         self._check_readable(batch)
-        await self._in_state(self._state.attempt, self.name, batch.hi)
         room = self._refusals.room_for(batch.rows)
         sent, self._staged = self._staged.and_(batch), Sent()
         refused = await send(self._write, batch, at_most=room) if sent.rows else []
