@@ -22,13 +22,14 @@ from benchmarks.backlog import Backlog
 from benchmarks.broker import recorded_s
 from benchmarks.frames import FrameSet, frames, parse
 from benchmarks.rows import Row, ratio, there_and_back
-from benchmarks.server import influxd
+from benchmarks.server import client, create_database, influxd, post
 from tickvault.sinks.influx import InfluxSink
-from tickvault.sinks.influx_http import InfluxHttp
 from tickvault.sinks.parquet import ParquetSink, ParquetStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tickvault.sinks.influx_http import Body
 
 __all__ = ["TITLE", "rows"]
 
@@ -37,7 +38,7 @@ _TIMES: Final = 12  # the frames are sent that often
 _PARSED: Final = 20  # times that L parses them
 _PARQUET_ROUNDS: Final = 2
 _INFLUX_ROUNDS: Final = 2
-_INFLUX_UPDATES: Final = 40_000
+_INFLUX_UPDATES: Final = 120_000  # beside it a recorder's start and end are little
 
 
 def rows(place: Path) -> list[Row]:
@@ -66,7 +67,7 @@ def _parquet(place: Path) -> list[Row]:
 
 def _influx(place: Path) -> list[Row]:
     of = frames(200, updates=_INFLUX_UPDATES)
-    bodies: list[bytes] = []
+    bodies: list[Body] = []
     _in(place, lambda folder: _into_influx_s(of, folder, bodies))
     spent = there_and_back(
         {
@@ -114,20 +115,20 @@ async def _drained_s(of: FrameSet, folder: Path) -> float:
 class _Remembering(InfluxSink):
     """Keeps the bodies that it sends."""
 
-    def __init__(self, bodies: list[bytes], **settings: Any) -> None:
+    def __init__(self, bodies: list[Body], **settings: Any) -> None:
         super().__init__(**settings)
         self._bodies = bodies
 
-    async def _post_lines(self, server: Any, body: bytes, precision: str) -> Any:
+    async def _post_lines(self, server: Any, body: Body, precision: str) -> Any:
         self._bodies.append(body)
         return await super()._post_lines(server, body, precision)
 
 
-async def _into_influx_s(of: FrameSet, folder: Path, bodies: list[bytes] | None = None) -> float:
+async def _into_influx_s(of: FrameSet, folder: Path, bodies: list[Body] | None = None) -> float:
     backlog = _backlog(of, folder / "ours", 1)
     with influxd(folder / "server") as server:
         settings: dict[str, Any] = {"url": server.url, "bucket": "ticks"}
-        await _create_database(server.url)
+        await create_database(server.url)
         sink = InfluxSink(**settings) if bodies is None else _Remembering(bodies, **settings)
         spent_s = await backlog.deliver(sink)
     backlog.close()
@@ -136,29 +137,18 @@ async def _into_influx_s(of: FrameSet, folder: Path, bodies: list[bytes] | None 
 
 async def _live_into_influx_s(of: FrameSet, folder: Path) -> float:
     with influxd(folder / "server") as server:
-        await _create_database(server.url)
+        await create_database(server.url)
         settings = {"TICKVAULT_SINKS": "influx", "INFLUX_URL": server.url, "INFLUX_BUCKET": "ticks"}
         return await recorded_s(of.payloads, folder, settings)
 
 
-async def _bare_s(bodies: list[bytes], folder: Path) -> float:
+async def _bare_s(bodies: list[Body], folder: Path) -> float:
     with influxd(folder / "server") as server:
-        await _create_database(server.url)
-        http = _client(server.url)
+        await create_database(server.url)
+        http = client(server.url)
         begun_s = time.perf_counter()
         for body in bodies:
-            answer = await http.ask("POST", "write", {"db": "ticks", "precision": "n"}, body)
-            assert answer.status == 204, answer
+            await post(http, body)
         spent_s = time.perf_counter() - begun_s
         await http.aclose()
         return spent_s
-
-
-async def _create_database(url: str) -> None:
-    http = _client(url)
-    assert (await http.ask("POST", "query", {"q": "CREATE DATABASE ticks"})).status == 200
-    await http.aclose()
-
-
-def _client(url: str) -> InfluxHttp:
-    return InfluxHttp(url=url, token=None, username=None, password=None, api="v1", timeout_s=30.0, session=None)

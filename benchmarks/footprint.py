@@ -2,7 +2,7 @@
 
 The simulator sends from a process of its own; `tickvault run` stores to Parquet, and at the higher rate to a real InfluxDB
 1.6.7 too. CPU and memory are those of the whole recorder, once its start is over. Only then a probe in its loop wakes every
-2 ms, which itself costs some 3 % of a core: the time that the loop's thread computed between two wakes is how long it was
+2 ms, which itself costs some 3 % of a core: the CPU time of the loop's thread in one turn of the loop is how long it was
 blocked, whatever else the machine did. Meanwhile the InfluxDB is killed, and comes back half a minute later on the same files.
 The rate is what the Parquet files have of the seconds whose CPU was measured. The start is from the command to the first frame in the journal, the simulator being there.
 """
@@ -97,7 +97,7 @@ def _measure(folder: Path, rate: int, instruments: int, *, influx: bool, targets
         *found,
         Row(
             f"loop blocked, longest, ms, at {of}",
-            f"p99.9 {busy['p999']:.2f}, longest {busy['max']:.2f} ms",
+            f"of a turn p99.9 {busy['p999']:.2f}, longest {busy['max']:.2f} ms",
             f"late by p99 {late['p99']:.1f}, most {late['max']:.0f} ms; longest of one: {probe['longest'][0]:.1f} by {probe['longest'][1]}",
             busy["max"],
             5.0,

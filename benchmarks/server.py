@@ -11,10 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tickvault.sinks.influx_http import InfluxHttp
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Influxd", "free_port", "influxd"]
+    from tickvault.sinks.influx_http import Body
+
+__all__ = ["Influxd", "client", "create_database", "free_port", "influxd", "post"]
 
 _BINARY = Path(__file__).parent.parent / ".servers/influxdb/usr/bin/influxd"
 
@@ -70,3 +74,21 @@ def influxd(folder: Path) -> Iterator[Influxd]:
         yield server
     finally:
         server.stop()
+
+
+def client(url: str) -> InfluxHttp:
+    """Return the recorder's own client of a server."""
+    return InfluxHttp(url=url, token=None, username=None, password=None, api="v1", timeout_s=30.0, session=None)
+
+
+async def create_database(url: str) -> None:
+    """Create the one that is written to."""
+    http = client(url)
+    assert (await http.ask("POST", "query", {"q": "CREATE DATABASE ticks"})).status == 200
+    await http.aclose()
+
+
+async def post(http: InfluxHttp, body: Body) -> None:
+    """Have lines stored."""
+    answer = await http.ask("POST", "write", {"db": "ticks", "precision": "n"}, body)
+    assert answer.status == 204, answer
