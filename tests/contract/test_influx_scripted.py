@@ -127,7 +127,7 @@ async def test_tradedatafeed_is_sent_in_ms(script: Script) -> None:
     await sink.write(batch_of(candles=[candle(close=1.5)]))
     await sink.aclose()
     assert [query["precision"] for query, _, _ in script.requests] == ["ms", "ns"]
-    assert script.requests[0][2].endswith(f" {AT_MS}".encode())
+    assert script.requests[0][2].endswith(f" {AT_MS}\n".encode())
 
 
 @pytest.mark.parametrize(
@@ -200,11 +200,11 @@ async def test_resets_of_a_small_body_never_mean_too_large(script: Script, sink:
 
 
 async def test_every_chunk_has_to_be_acknowledged(script: Script, sink: InfluxSink) -> None:
-    """Six thousand rows are two requests; the second one's refusal is the batch's."""
+    """Eleven thousand rows are two requests; the second one's refusal is the batch's."""
     script.answers = [web.Response(status=204), said(503)]
-    rows = [tick(seq=seq) for seq in range(1, 6001)]
+    rows = [tick(seq=seq) for seq in range(1, 11_001)]
     assert isinstance(await error_of(sink, batch_of(ticks=rows)), SinkUnavailable)
-    assert [body.count(b"\n") + 1 for _, _, body in script.requests] == [5000, 1000]
+    assert [body.count(b"\n") for _, _, body in script.requests] == [10_000, 1_000]
 
 
 async def test_redirects_are_not_followed(script: Script, sink: InfluxSink) -> None:
@@ -331,7 +331,7 @@ async def test_bodies_are_compressed_unless_they_stay_on_this_machine(script: Sc
     [(_, headers, body)] = script.requests
     assert headers["Content-Encoding"] == "gzip"
     # The test's server has unpacked it already.
-    assert (gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body).count(b"\n") == 999
+    assert (gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body).count(b"\n") == 1000
 
 
 async def test_a_port_that_nobody_listens_on_is_unavailable(sink: InfluxSink) -> None:
